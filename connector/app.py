@@ -1,0 +1,210 @@
+"""The composition root: builds the parts, runs them in one task group, and stops them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import TypeVar
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException
+
+from connector import __version__, topics
+from connector.control.lease import Lease
+from connector.delivery.outbox import Outbox
+from connector.delivery.restore import Restored, restore
+from connector.delivery.writer import Committed, Failed, Recovered, Writer
+from connector.ops.health import Health
+from connector.ops.metrics import Metrics
+from connector.ops.server import serve
+from connector.settings import Settings
+from connector.stream.connection import HttpConnect
+from connector.supervisor import Supervisor
+
+log = structlog.get_logger("connector.app")
+
+DRAIN_BUDGET_S = 9.0
+"""From the signal to the end of the last commit; the promise is to be gone within ten seconds."""
+
+MAX_POLL_INTERVAL_S = 30.0
+"""A poll thread silent for longer has lost its lease, and a process that stuck needs a restart."""
+
+_PROBE_INTERVAL_S = 5.0
+_RESTORE_TIMEOUT_S = 30.0
+
+_T = TypeVar("_T")
+
+
+async def run(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT; return the exit code.
+
+    Raises:
+        TopicsMismatch: the topics are missing or unfit.
+        OSError: the ops port is taken.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    health, metrics = Health(), Metrics()
+    health.report("kafka", "not reached yet")
+    kafka = settings.kafka.properties(settings.replica)
+    lease = Lease(
+        {
+            **kafka,
+            "group.id": settings.kafka.group,
+            "session.timeout.ms": int(settings.kafka.session_timeout_s * 1000),
+            "heartbeat.interval.ms": int(settings.kafka.session_timeout_s * 1000 / 4),
+            "max.poll.interval.ms": int(MAX_POLL_INTERVAL_S * 1000),
+        },
+        settings.kafka.topics.predicates,
+    )
+    ops = settings.ops
+    is_alive = lambda: lease.silent_s < MAX_POLL_INTERVAL_S  # noqa: E731
+    async with serve(ops.host, ops.port, health, metrics, is_alive) as port:
+        log.info(
+            "connector.started",
+            version=__version__,
+            replica=settings.replica,
+            streams=sorted(settings.streams),
+            ops_port=port,
+        )
+        work = asyncio.create_task(_work(settings, kafka, lease, health, metrics, stop))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([work, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not work.done():
+            log.info("connector.stopping")
+            await asyncio.wait([work], timeout=DRAIN_BUDGET_S)
+        if not work.done():
+            log.error("connector.stopped_undrained", budget_s=DRAIN_BUDGET_S)
+            # Threads may be waiting for brokers that are gone; what was not committed is read
+            # again, or reported missing, by the next owner.
+            os._exit(1)
+        work.result()
+    log.info("connector.stopped")
+    return 0
+
+
+async def _work(
+    settings: Settings,
+    kafka: dict[str, object],
+    lease: Lease,
+    health: Health,
+    metrics: Metrics,
+    stop: asyncio.Event,
+) -> None:
+    cluster = topics.Cluster(kafka)
+    names = settings.kafka.topics.names()
+    needed = topics.wanted(names, settings.kafka.control_partitions, settings.kafka.status_partitions)
+    longest = max(one.manners().framing.max_frame_bytes for one in settings.streams.values())
+    writer = Writer(
+        kafka=kafka,
+        group=settings.kafka.group,
+        replica=settings.replica,
+        topics=names,
+        commit_interval_s=settings.delivery.commit_interval_s,
+        max_record_bytes=longest + topics.BATCH_OVERHEAD_BYTES,
+    )
+    try:
+        partitions = await _until_reached(
+            lambda: asyncio.to_thread(cluster.verify, needed, names.statuses, longest), health, stop
+        )
+        await _until_reached(writer.start, health, stop)
+    except asyncio.CancelledError:
+        if stop.is_set():
+            return
+        raise
+    outbox = Outbox(settings.delivery.outbox_bytes)
+    connect = HttpConnect()
+
+    def restored(partition: int) -> Restored:
+        return restore(kafka, settings.kafka.group, names, partition, _RESTORE_TIMEOUT_S)
+
+    supervisor = Supervisor(
+        streams=settings.streams,
+        partitions=partitions,
+        lease=lease,
+        outbox=outbox,
+        writer=writer,
+        restore=restored,
+        connect=connect,
+        metrics=metrics,
+        topic=names.predicates,
+    )
+    health.check(supervisor.troubles)
+    metrics.gauge("outbox_bytes", "Bytes waiting to be written.", lambda: outbox.size_bytes)
+    metrics.gauge("ready", "1 when ready.", lambda: float(not health.troubles()))
+    lease.start()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(supervisor.run(), name="supervisor")
+        writing = tasks.create_task(_write(writer, outbox, lease, health, metrics), name="writer")
+        probing = tasks.create_task(_probe(cluster, health), name="probe")
+        await stop.wait()
+        await supervisor.drain()
+        outbox.close()
+        await asyncio.wait([writing])
+        await connect.aclose()
+        await lease.close()
+        probing.cancel()
+    await writer.close()
+
+
+async def _write(writer: Writer, outbox: Outbox, lease: Lease, health: Health, metrics: Metrics) -> None:
+    """Run the writer, and tell metrics and health how it fares."""
+    async with aclosing(writer.run(outbox, lease)) as outcomes:
+        async for outcome in outcomes:
+            match outcome:
+                case Committed(statuses, dead_letters, seconds, _):
+                    metrics.committed(statuses, dead_letters, seconds)
+                    health.report("writer", None)
+                case Failed(error):
+                    metrics.failed(error.name())
+                    health.report("writer", f"transaction failed: {error.str()}")
+                case Recovered(was_committed):
+                    log.info("writer.recovered", was_committed=was_committed)
+
+
+async def _probe(cluster: topics.Cluster, health: Health) -> None:
+    """Ask the cluster for its topics now and then, so that an idle process knows it is there."""
+    while True:
+        try:
+            await asyncio.to_thread(cluster.partitions)
+        except KafkaException as error:
+            health.report("kafka", _reason(error))
+        else:
+            health.report("kafka", None)
+        await asyncio.sleep(_PROBE_INTERVAL_S)
+
+
+async def _until_reached(attempt: Callable[[], Awaitable[_T]], health: Health, stop: asyncio.Event) -> _T:
+    """Repeat *attempt* until Kafka answers.
+
+    Raises:
+        asyncio.CancelledError: *stop* was set meanwhile.
+        KafkaException: Kafka refused in a way that waiting does not mend.
+    """
+    delay_s = 0.25
+    while not stop.is_set():
+        try:
+            result = await attempt()
+        except KafkaException as error:
+            if error.args[0].fatal():
+                raise
+            health.report("kafka", _reason(error))
+        else:
+            health.report("kafka", None)
+            return result
+        try:
+            await asyncio.wait_for(stop.wait(), delay_s)
+        except TimeoutError:
+            delay_s = min(5.0, 2 * delay_s)
+    raise asyncio.CancelledError
+
+
+def _reason(error: KafkaException) -> str:
+    cause: KafkaError = error.args[0]
+    return f"unreachable: {cause.str()}"

@@ -1,0 +1,248 @@
+"""The lease: the consumer group on the control topic says which replica runs which streams.
+
+One thread polls. What it learns reaches the event loop in order, as values on a queue; what the
+loop must know about ownership at any moment is one immutable `Grant`, replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import structlog
+from confluent_kafka import OFFSET_BEGINNING as BEGINNING
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from connector.model import ControlRecord, Grant
+
+log = structlog.get_logger("connector.lease")
+
+HANDOVER_BUDGET_S = 5.0
+"""How long a planned hand-over may hold the group's rebalance while streams drain and commit."""
+
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """These partitions are ours from now on; their records follow from the beginning."""
+
+    partitions: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """These partitions go to another replica as soon as `released` is set, or the budget ends."""
+
+    partitions: frozenset[int]
+    released: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """These partitions may already be another replica's: nothing more can be committed for them."""
+
+    partitions: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Control records, in order."""
+
+    records: list[ControlRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """All that the partition held has been read."""
+
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The group cannot go on; the process must end."""
+
+    error: KafkaException
+
+
+class _End(Enum):
+    OF_LEASE = auto()
+
+
+LeaseEvent = Assigned | Revoked | Lost | Read | CaughtUp | Failed
+
+
+class Lease:
+    """Membership in the group, from `start` to `close`."""
+
+    def __init__(self, config: Mapping[str, object], topic: str) -> None:
+        """Prepare, without touching the network.
+
+        Args:
+            config: librdkafka properties: where Kafka is, and the group's id and session timeout.
+            topic: the control topic.
+        """
+        self._config = {
+            **config,
+            "partition.assignment.strategy": "cooperative-sticky",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "earliest",
+        }
+        self._topic = topic
+        self._grant = Grant()
+        self._events: asyncio.Queue[LeaseEvent | _End] = asyncio.Queue()
+        self._granted = asyncio.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._polled_at = time.monotonic()
+
+    @property
+    def grant(self) -> Grant:
+        """What is owned now. Read it once per batch: ownership and its proof belong together."""
+        return self._grant
+
+    async def changed(self) -> None:
+        """Wait until `grant` is another one."""
+        self._granted.clear()
+        await self._granted.wait()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the poll thread last came round."""
+        return time.monotonic() - self._polled_at
+
+    def start(self) -> None:
+        """Join the group."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def events(self) -> AsyncGenerator[LeaseEvent, None]:
+        """Yield what happens to the lease and its topic, until `close`."""
+        while (event := await self._events.get()) is not _End.OF_LEASE:
+            yield event
+
+    async def close(self) -> None:
+        """Leave the group, so that others take over at once. The caller has drained already."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        """Poll until stopped. Everything below runs in this thread, callbacks included."""
+        try:
+            consumer = Consumer(self._config)
+            consumer.subscribe(
+                [self._topic],
+                on_assign=self._on_assign,
+                on_revoke=self._on_revoke,
+                on_lost=self._on_lost,
+            )
+            while not self._stopping.is_set():
+                messages = consumer.consume(500, _POLL_S)
+                self._polled_at = time.monotonic()
+                self._refresh(consumer)
+                self._hand_over(messages)
+            consumer.close()
+        except KafkaException as error:
+            self._tell(Failed(error))
+        finally:
+            self._regrant(Grant())
+            self._tell(_End.OF_LEASE)
+
+    def _hand_over(self, messages: list[Message]) -> None:
+        records: list[ControlRecord] = []
+        for message in messages:
+            error = message.error()
+            partition, offset = message.partition(), message.offset()
+            if error is None:
+                assert partition is not None
+                assert offset is not None
+                records.append(ControlRecord(partition, offset, message.key(), message.value()))
+            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (the library's public name for it)
+                if records:
+                    self._tell(Read(records))
+                    records = []
+                assert partition is not None
+                self._tell(CaughtUp(partition))
+            elif error.fatal():
+                raise KafkaException(error)
+            else:
+                log.warning("lease.poll_failed", code=error.name(), detail=error.str())
+        if records:
+            self._tell(Read(records))
+
+    def _refresh(self, consumer: Consumer) -> None:
+        """Take the metadata of the current generation.
+
+        Safe beside a rebalance: librdkafka does not join the next generation before the callback
+        that takes a partition away has run, in this same thread, so ownership in the grant is
+        never older than the generation that proves it.
+        """
+        metadata = consumer.consumer_group_metadata()
+        if not _has_generation(metadata):
+            metadata = None
+        if metadata != self._grant.metadata:
+            self._regrant(Grant(self._grant.partitions, metadata))
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        added = frozenset(partition.partition for partition in partitions)
+        for partition in partitions:
+            partition.offset = BEGINNING  # the topic is a table: all of it is needed
+        consumer.incremental_assign(partitions)
+        self._regrant(Grant(self._grant.partitions | added, self._grant.metadata))
+        self._refresh(consumer)
+        if added:
+            log.info("lease.assigned", partitions=sorted(added))
+            self._tell(Assigned(added))
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        gone = frozenset(partition.partition for partition in partitions)
+        if gone and not self._stopping.is_set():
+            revoked = Revoked(gone)
+            self._tell(revoked)
+            in_time = revoked.released.wait(HANDOVER_BUDGET_S)
+            log.info("lease.revoked", partitions=sorted(gone), drained=in_time)
+        self._regrant(Grant(self._grant.partitions - gone, self._grant.metadata))
+        consumer.incremental_unassign(partitions)
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        gone = frozenset(partition.partition for partition in partitions)
+        self._regrant(Grant(self._grant.partitions - gone, None))
+        log.warning("lease.lost", partitions=sorted(gone))
+        self._tell(Lost(gone))
+        consumer.incremental_unassign(partitions)
+
+    def _regrant(self, grant: Grant) -> None:
+        self._grant = grant
+        self._in_loop(self._granted.set)
+
+    def _tell(self, event: LeaseEvent | _End) -> None:
+        self._in_loop(functools.partial(self._events.put_nowait, event))
+
+    def _in_loop(self, call: Callable[[], None]) -> None:
+        # A closed loop means that the process is ending and nobody listens.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call)
+
+
+def _has_generation(metadata: bytes | None) -> bool:
+    """Whether serialised group metadata names a generation.
+
+    Without one (``-1``) the broker takes the offsets of anybody, so such metadata fences nothing.
+    librdkafka writes ``CGMDv2:`` and the generation as an int32 in the machine's byte order
+    (`rd_kafka_consumer_group_metadata_write`).
+    """
+    if metadata is None or not metadata.startswith(b"CGMDv2:"):
+        return False
+    return int.from_bytes(metadata[7:11], sys.byteorder, signed=True) >= 0

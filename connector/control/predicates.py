@@ -1,0 +1,113 @@
+"""Control records to predicate sets, and their union. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from connector.errors import PredicatesRejected
+from connector.model import PredicateSet, StreamId
+
+MAX_VALUE_BYTES = 256 * 1024
+"""Longest control record: some 5,000 terms of 50 bytes, and a bound on what a publisher can cost."""
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def stream_of(key: bytes | None) -> StreamId:
+    """Return the stream a control key ``<stream>`` or ``<stream>/<publisher>`` is about.
+
+    Raises:
+        PredicatesRejected: there is no key, or it is not UTF-8 text.
+    """
+    if not key:
+        raise PredicatesRejected("key_missing", "the record needs a key: <stream> or <stream>/<publisher>")
+    try:
+        return key.decode().partition("/")[0]
+    except UnicodeDecodeError:
+        raise PredicatesRejected("key_not_utf8", f"the key {key[:40]!r} is not UTF-8") from None
+
+
+def parse(value: bytes, names: Collection[str]) -> PredicateSet:
+    """Read a control record's value: a JSON object of lists of strings.
+
+    Args:
+        value: the record's value, e.g. ``b'{"track": ["kafka"]}'``.
+        names: the predicates the stream's upstream knows.
+
+    Raises:
+        PredicatesRejected: with a reason code and a pointer; the record must change nothing.
+    """
+    if len(value) > MAX_VALUE_BYTES:
+        raise PredicatesRejected("too_large", f"{len(value)} bytes; at most {MAX_VALUE_BYTES}")
+    try:
+        # The standard library's parser, because it alone can be asked about duplicate members.
+        parsed = json.loads(value, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except PredicatesRejected:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise PredicatesRejected("not_json", str(error)[:200]) from None
+    if not isinstance(parsed, dict):
+        raise PredicatesRejected("not_an_object", 'expected an object like {"track": ["kafka"]}')
+    terms: dict[str, list[str]] = {}
+    for name, values in parsed.items():
+        pointer = "/" + name.replace("~", "~0").replace("/", "~1")
+        if name not in names:
+            known = ", ".join(sorted(names))
+            raise PredicatesRejected("unknown_predicate", f"known are: {known}", pointer)
+        if not isinstance(values, list):
+            raise PredicatesRejected("not_a_list", "expected a list of strings", pointer)
+        terms[name] = [_term(term, f"{pointer}/{at}") for at, term in enumerate(values)]
+    return PredicateSet.of(terms)
+
+
+@dataclass(slots=True)
+class Contributions:
+    """One stream's predicate sets by control key; what is asked for is their union.
+
+    Each team, tenant or service publishes its own key and never has to read, merge and write back.
+    """
+
+    _by_key: dict[bytes, PredicateSet] = field(default_factory=dict)
+
+    def put(self, key: bytes, predicates: PredicateSet | None) -> None:
+        """Replace what *key* contributes; None removes it."""
+        if predicates is None:
+            self._by_key.pop(key, None)
+        else:
+            self._by_key[key] = predicates
+
+    def union(self) -> PredicateSet:
+        """Return what all contributions together ask for."""
+        return PredicateSet.union(self._by_key.values())
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise PredicatesRejected("duplicate_member", f"{twice!r} stands twice", f"/{twice}")
+    return members
+
+
+def _no_constant(constant: str) -> object:
+    raise PredicatesRejected("not_json", f"{constant} is not JSON")
+
+
+def _term(term: object, pointer: str) -> str:
+    if not isinstance(term, str):
+        raise PredicatesRejected("not_a_string", "expected a string", pointer)
+    term = term.strip()
+    if not term:
+        raise PredicatesRejected("empty_term", "a predicate cannot be empty", pointer)
+    if _UNPRINTABLE.search(term):
+        raise PredicatesRejected("control_character", "control characters are refused", pointer)
+    if not term.isascii():
+        try:
+            term.encode()
+        except UnicodeEncodeError:  # a lone surrogate, which JSON can spell and UTF-8 cannot
+            raise PredicatesRejected("not_unicode", "a lone surrogate", pointer) from None
+    return term

@@ -1,0 +1,1 @@
+"""How it is written: dedupe, positions, the outbox and the transactional writer."""

@@ -1,0 +1,45 @@
+"""Positions as records of the positions topic. Pure.
+
+A position is written in the transaction of the statuses it counts, so the newest visible one *is* how far
+the stream has come.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from connector.model import Position
+
+
+class _Record(msgspec.Struct, omit_defaults=True):
+    seq: int
+    cursor: str | None = None
+    predicates: str | None = None
+    applied: int = -1
+
+
+def encode(position: Position) -> bytes:
+    """Return the record's value."""
+    return msgspec.json.encode(_Record(position.seq, position.cursor, position.predicates, position.applied))
+
+
+def decode(value: bytes) -> Position:
+    """Read a record's value.
+
+    Raises:
+        msgspec.DecodeError: it is not ours: somebody else writes to the topic.
+    """
+    record = msgspec.json.decode(value, type=_Record)
+    return Position(record.seq, record.cursor, record.predicates, record.applied)
+
+
+def advance(
+    position: Position, statuses: int, cursor: str | None, version: str | None, applied: int | None
+) -> Position:
+    """Return *position* after so many more statuses; None leaves a member as it is."""
+    return Position(
+        seq=position.seq + statuses,
+        cursor=position.cursor if cursor is None else cursor,
+        predicates=position.predicates if version is None else version,
+        applied=position.applied if applied is None else max(position.applied, applied),
+    )

@@ -1,0 +1,88 @@
+"""Statuses, events and dead letters as Kafka records. Pure.
+
+A header's value is bytes; librdkafka copies what it is given, so shared header lists are safe.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import orjson
+
+from connector.model import DeadLetter, Event, Status
+
+Headers = list[tuple[str, str | bytes | None]]
+
+MAX_DEAD_LETTER_BYTES = 256 * 1024
+"""Longest copy kept of bytes that were refused; longer ones are cut, their hash is of the whole."""
+
+
+class Record(NamedTuple):
+    """What `produce` takes. *partition* -1 lets the partitioner choose by key."""
+
+    topic: str
+    value: bytes | None
+    key: bytes | str | None
+    headers: Headers
+    partition: int = -1
+
+
+def of_statuses(
+    topic: str, stream: str, version: str, after_seq: int, statuses: Sequence[Status]
+) -> Iterator[Record]:
+    """Yield the records of *statuses*, numbered on from *after_seq*."""
+    shared: Headers = [("stream", stream.encode()), ("predicates", version.encode())]
+    for seq, (identity, body) in enumerate(statuses, after_seq + 1):
+        yield Record(topic, body, identity, [*shared, ("seq", b"%d" % seq)])
+
+
+def of_event(topic: str, source: str, identity: str, at: float, event: Event) -> Record:
+    """Return *event* as a CloudEvent 1.0 in JSON (structured content mode).
+
+    Args:
+        topic: where it goes.
+        source: URI reference of the replica that saw it.
+        identity: unique among the source's events.
+        at: when, in seconds since the epoch.
+        event: what.
+    """
+    when = dt.datetime.fromtimestamp(at, dt.UTC)
+    value = {
+        "specversion": "1.0",
+        "id": identity,
+        "source": source,
+        "type": event.type,
+        "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "datacontenttype": "application/json",
+        "data": event.data,
+    }
+    if event.stream is not None:
+        value["subject"] = event.stream
+    headers: Headers = [("content-type", b"application/cloudevents+json; charset=utf-8")]
+    return Record(topic, orjson.dumps(value), event.stream, headers)
+
+
+def of_dead_letter(topic: str, letter: DeadLetter) -> Record:
+    """Return *letter* with its reason in headers; its bytes untouched, unless very long."""
+    value = letter.value
+    headers: Headers = [
+        ("reason", letter.reason.encode()),
+        ("detail", letter.detail.encode(errors="replace")),
+        ("origin", letter.origin.encode()),
+    ]
+    if letter.stream is not None:
+        headers.append(("stream", letter.stream.encode(errors="replace")))
+    if value is not None:
+        headers.append(("sha256", hashlib.sha256(value).hexdigest().encode()))
+        if len(value) > MAX_DEAD_LETTER_BYTES:
+            headers.append(("cut", b"%d" % len(value)))
+            value = value[:MAX_DEAD_LETTER_BYTES]
+    return Record(topic, value, letter.key, headers)
+
+
+def of_position(topic: str, partition: int, stream: str, encoded: bytes) -> Record:
+    """Return a position's record, in the partition that mirrors the stream's home."""
+    return Record(topic, encoded, stream, [], partition)

@@ -1,0 +1,146 @@
+"""The nouns every room shares. Pure values: no behaviour beyond telling what they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import orjson
+
+StreamId = str
+"""A stream's name in the configuration, and the first part of its control keys."""
+
+
+class Status(NamedTuple):
+    """One status: *id* becomes the record's key; *body* is byte for byte what the upstream sent."""
+
+    id: str
+    body: bytes
+
+
+@dataclass(frozen=True)
+class PredicateSet:
+    """What a stream asks its upstream for, normalised so that equal sets are equal.
+
+    Attributes:
+        terms: (name, values) pairs sorted by name; values sorted and unique, never empty.
+    """
+
+    terms: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @classmethod
+    def of(cls, terms: Mapping[str, Iterable[str]]) -> PredicateSet:
+        """Normalise *terms*, dropping names without values."""
+        pairs = ((name, tuple(sorted(set(values)))) for name, values in sorted(terms.items()))
+        return cls(tuple((name, values) for name, values in pairs if values))
+
+    @classmethod
+    def union(cls, sets: Iterable[PredicateSet]) -> PredicateSet:
+        """Return the set that asks for all that any of *sets* asks for."""
+        merged: dict[str, set[str]] = {}
+        for one in sets:
+            for name, values in one.terms:
+                merged.setdefault(name, set()).update(values)
+        return cls.of(merged)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is asked for, so that no connection is wanted."""
+        return not self.terms
+
+    @cached_property
+    def version(self) -> str:
+        """Twelve hex digits of the content's SHA-256: the same set has the same version everywhere."""
+        return hashlib.sha256(orjson.dumps(self.terms)).hexdigest()[:12]
+
+    def as_dict(self) -> dict[str, list[str]]:
+        """Return the set in the shape of a control record's value."""
+        return {name: list(values) for name, values in self.terms}
+
+    def __bool__(self) -> bool:
+        raise TypeError("ask for is_empty: the truth of a predicate set is ambiguous")
+
+
+class ControlRecord(NamedTuple):
+    """A record of the control topic, as consumed. *value* None removes the key's contribution."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A lifecycle event; becomes a CloudEvent on the events topic.
+
+    Attributes:
+        type: ``noun.past_participle``, e.g. ``predicates.applied``.
+        stream: the stream it is about, and the record's key; None when the record named none.
+        data: JSON-able members.
+    """
+
+    type: str
+    stream: StreamId | None
+    data: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Bytes that could not be used, kept with the reason.
+
+    Attributes:
+        reason: a stable code, e.g. ``not_json``.
+        origin: where the bytes came from: ``upstream`` or ``topic/partition/offset``.
+    """
+
+    reason: str
+    detail: str
+    stream: StreamId | None
+    origin: str
+    key: bytes | None
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a stream has come; written in the transaction of the statuses it counts.
+
+    Attributes:
+        seq: number of the stream's last status; 0 before the first.
+        cursor: what the upstream needs to resume after that status, where it can.
+        predicates: version of the predicate set in force.
+        applied: control offset up to which records had taken effect; -1 for none.
+    """
+
+    seq: int = 0
+    cursor: str | None = None
+    predicates: str | None = None
+    applied: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What this replica owns, and the proof of it, as of one moment.
+
+    Attributes:
+        partitions: control partitions owned.
+        metadata: the group metadata that proves it to the broker; None while there is no proof.
+    """
+
+    partitions: frozenset[int] = frozenset()
+    metadata: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topics:
+    """Names of the topics that the connector reads and writes."""
+
+    predicates: str
+    statuses: str
+    positions: str
+    events: str
+    dlq: str

@@ -1,0 +1,1 @@
+"""How it is watched: metrics, logs, health and the ops port."""

@@ -1,0 +1,1 @@
+"""How it is read: dialects, framing, back-off, handover, one connection and the endless reader."""

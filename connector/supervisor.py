@@ -1,0 +1,305 @@
+"""Owned partitions → streams → readers: the only place where the rooms meet.
+
+A partition's life: its lease begins; its records are read to the end and its positions restored, side by
+side; then its streams start, and further records are changes. It ends with the lease, planned (drain,
+commit, give back) or lost (drop at once).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+
+import structlog
+from confluent_kafka import KafkaException
+
+from connector.control import lease as leases
+from connector.control.debounce import Debounce
+from connector.control.home import home
+from connector.control.lease import Lease
+from connector.control.predicates import Contributions, parse, stream_of
+from connector.delivery.outbox import Entry, Outbox
+from connector.delivery.restore import Restored
+from connector.delivery.writer import Writer
+from connector.errors import PredicatesRejected
+from connector.model import ControlRecord, DeadLetter, Event, Position, StreamId
+from connector.ops.metrics import Metrics
+from connector.settings import StreamSettings
+from connector.stream.connection import Connect, Target
+from connector.stream.reader import Ask, Reader
+from connector.subscription import Change, Subscription
+
+log = structlog.get_logger("connector.supervisor")
+
+_RESTORE_RETRY_S = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class _Partition:
+    """One owned control partition.
+
+    Attributes:
+        early: records read before the partition was loaded.
+    """
+
+    number: int
+    early: list[ControlRecord] = field(default_factory=list)
+    restored: Restored | None = None
+    caught_up: bool = False
+    loaded: bool = False
+    contributions: dict[StreamId, Contributions] = field(default_factory=dict)
+    subscriptions: dict[StreamId, Subscription] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Supervisor:
+    """Runs the streams whose lease this replica holds.
+
+    Attributes:
+        streams: the configured ones, by name.
+        partitions: how many the control topic has.
+        restore: reads a partition's state back from the log; blocking.
+        topic: the control topic's name, for dead letters.
+    """
+
+    streams: Mapping[StreamId, StreamSettings]
+    partitions: int
+    lease: Lease
+    outbox: Outbox
+    writer: Writer
+    restore: Callable[[int], Restored]
+    connect: Connect
+    metrics: Metrics
+    topic: str
+    rng: Random = field(default_factory=Random)
+    _owned: dict[int, _Partition] = field(default_factory=dict, init=False)
+    _tasks: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup, init=False)
+    _draining: bool = field(default=False, init=False)
+
+    async def run(self) -> None:
+        """Follow the lease until it is closed.
+
+        Raises:
+            ExceptionGroup: a part failed in a way nobody foresaw, or the group refused us for good.
+        """
+        async with self._tasks:
+            async for event in self.lease.events():
+                match event:
+                    case leases.Assigned(numbers):
+                        for number in numbers:
+                            self._begin(number)
+                    case leases.Read(records):
+                        for record in records:
+                            self._read(record)
+                    case leases.CaughtUp(number):
+                        if partition := self._owned.get(number):
+                            partition.caught_up = True
+                            self._load(partition)
+                    case leases.Revoked(numbers, released):
+                        self._tasks.create_task(self._give_back(numbers, released.set))
+                    case leases.Lost(numbers):
+                        for number in numbers:
+                            self._end(number)
+                    case leases.Failed(error):
+                        raise error
+
+    async def drain(self) -> None:
+        """Stop reading; return when everything read is committed."""
+        self._draining = True
+        await self._give_back(frozenset(self._owned), lambda: None)
+
+    def troubles(self) -> Iterable[str]:
+        """Yield what keeps owned streams from delivering."""
+        for partition in self._owned.values():
+            if not partition.loaded:
+                yield f"partition {partition.number}: loading"
+            for subscription in partition.subscriptions.values():
+                if not subscription.is_live:
+                    yield f"stream {subscription.stream}: no live connection"
+
+    # A partition's life
+
+    def _begin(self, number: int) -> None:
+        if not self._draining:
+            partition = self._owned[number] = _Partition(number)
+            self._tasks.create_task(self._restore(partition), name=f"restore-{number}")
+
+    async def _restore(self, partition: _Partition) -> None:
+        while self._owned.get(partition.number) is partition:
+            try:
+                partition.restored = await asyncio.to_thread(self.restore, partition.number)
+            except KafkaException as error:
+                log.warning("restore.failed", partition=partition.number, error=str(error))
+                await asyncio.sleep(_RESTORE_RETRY_S)
+            else:
+                self._load(partition)
+                return
+
+    def _load(self, partition: _Partition) -> None:
+        """Start the partition's streams, once both its records and its positions are known."""
+        restored = partition.restored
+        is_ours = self._owned.get(partition.number) is partition
+        if restored is None or not partition.caught_up or partition.loaded or not is_ours:
+            return
+        partition.loaded = True
+        self.writer.adopt(partition.number, restored)
+        unapplied = self._replay(partition, restored)
+        for stream, settings in self.streams.items():
+            if home(stream, self.partitions) != partition.number:
+                continue
+            position = restored.positions.get(stream, Position())
+            subscription = self._subscription(stream, settings, partition.number, position)
+            partition.subscriptions[stream] = subscription
+            target = partition.contributions.setdefault(stream, Contributions()).union()
+            waiting = [] if target.version == position.predicates else unapplied.get(stream, [])
+            subscription.load(target, [one for one in waiting if one.offset > position.applied])
+            self._tasks.create_task(subscription.run(), name=stream)
+        late = [record for record in partition.early if record.offset >= restored.handled]
+        partition.early.clear()
+        for record in late:
+            self._handle(partition, record)
+
+    def _replay(self, partition: _Partition, restored: Restored) -> dict[StreamId, list[Change]]:
+        """Rebuild contributions from records that were answered before; return the newest per key."""
+        newest: dict[StreamId, dict[bytes, Change]] = {}
+        for record in partition.early:
+            if record.offset >= restored.handled:
+                continue
+            try:
+                stream = self._contribute(partition, record)
+            except PredicatesRejected:
+                continue  # was answered when it was new
+            if stream is not None:
+                newest.setdefault(stream, {})[record.key or b""] = _change(record)
+        return {stream: list(changes.values()) for stream, changes in newest.items()}
+
+    def _subscription(
+        self, stream: StreamId, settings: StreamSettings, partition: int, position: Position
+    ) -> Subscription:
+        dialect = settings.manners()
+        target = Target(
+            url=str(settings.url),
+            authorization=settings.auth.authorization,
+            connect_timeout_s=dialect.liveness.connect_timeout_s,
+            stall_timeout_s=dialect.liveness.stall_timeout_s,
+        )
+
+        def reader(ask: Callable[[], Ask]) -> Reader:
+            return Reader(connect=self.connect, target=target, dialect=dialect, ask=ask, rng=self.rng)
+
+        return Subscription(
+            stream=stream,
+            partition=partition,
+            reader=reader,
+            drain=dialect.handover,
+            debounce=Debounce(settings.debounce.min_s, settings.debounce.max_s),
+            outbox=self.outbox,
+            metrics=self.metrics,
+            cursor=position.cursor,
+        )
+
+    async def _give_back(self, numbers: frozenset[int], done: Callable[[], None]) -> None:
+        """Stop, drain and commit what runs under *numbers*."""
+        going = [self._owned.pop(number) for number in numbers & self._owned.keys()]
+        for partition in going:
+            for subscription in partition.subscriptions.values():
+                subscription.stop()
+        for partition in going:
+            await self.outbox.written(partition.number)
+            self.writer.abandon(partition.number)
+        done()
+
+    def _end(self, number: int) -> None:
+        """Close everything under a lost lease; nothing more can be committed for it."""
+        partition = self._owned.pop(number, None)
+        if partition is not None:
+            for subscription in partition.subscriptions.values():
+                subscription.stop()
+        self.writer.abandon(number)
+        self.outbox.drop(number)
+
+    # Control records
+
+    def _read(self, record: ControlRecord) -> None:
+        partition = self._owned.get(record.partition)
+        if partition is None:
+            return  # the lease ended while it was on its way
+        if partition.loaded:
+            self._handle(partition, record)
+        else:
+            partition.early.append(record)
+
+    def _handle(self, partition: _Partition, record: ControlRecord) -> None:
+        """Answer a record that nobody has answered yet."""
+        try:
+            stream = self._contribute(partition, record)
+        except PredicatesRejected as rejected:
+            self._reject(record, rejected)
+            return
+        if stream is None:
+            self._reroute(record)
+        else:
+            target = partition.contributions[stream].union()
+            partition.subscriptions[stream].change(target, _change(record))
+
+    def _contribute(self, partition: _Partition, record: ControlRecord) -> StreamId | None:
+        """Take a record into the union of its stream; None where another partition is its home.
+
+        Raises:
+            PredicatesRejected: it must change nothing.
+        """
+        stream = stream_of(record.key)
+        settings = self.streams.get(stream)
+        if settings is None:
+            known = ", ".join(sorted(self.streams))
+            raise PredicatesRejected("unknown_stream", f"no stream {stream[:80]!r}; there are: {known}")
+        predicates = None
+        if record.value is not None:
+            predicates = parse(record.value, settings.manners().request.predicates)
+        if home(stream, self.partitions) != partition.number:
+            return None
+        contributions = partition.contributions.setdefault(stream, Contributions())
+        contributions.put(record.key or b"", predicates)
+        return stream
+
+    def _reject(self, record: ControlRecord, rejected: PredicatesRejected) -> None:
+        origin = f"{self.topic}/{record.partition}/{record.offset}"
+        log.warning("predicates.rejected", origin=origin, reason=rejected.reason)
+        data = {
+            **_change(record).as_dict(),
+            "reason": rejected.reason,
+            "pointer": rejected.pointer,
+            "detail": rejected.detail,
+        }
+        stream = _change(record).key.partition("/")[0]
+        letter = DeadLetter(rejected.reason, rejected.detail, stream, origin, record.key, record.value)
+        self.outbox.put(
+            Entry(
+                partition=record.partition,
+                events=[Event("predicates.rejected", stream, data)],
+                dead_letters=[letter],
+                handled=record.offset + 1,
+            )
+        )
+
+    def _reroute(self, record: ControlRecord) -> None:
+        """Move a record to its stream's home: other clients' partitioners hash otherwise."""
+        change = _change(record)
+        stream = change.key.partition("/")[0]
+        to = home(stream, self.partitions)
+        event = Event("predicates.rerouted", stream, {**change.as_dict(), "to_partition": to})
+        self.outbox.put(
+            Entry(
+                partition=record.partition,
+                events=[event],
+                moves=[(record, to)],
+                handled=record.offset + 1,
+            )
+        )
+
+
+def _change(record: ControlRecord) -> Change:
+    key = (record.key or b"").decode(errors="backslashreplace")
+    return Change(key, record.partition, record.offset)

@@ -1,0 +1,160 @@
+"""The topics the connector needs: what they must be, whether they are, and their creation. Blocking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]
+
+from connector.errors import TopicsMismatch
+from connector.model import Topics
+
+_TIMEOUT_S = 10.0
+_DAY_MS = 24 * 3600 * 1000
+
+BATCH_OVERHEAD_BYTES = 16 * 1024
+"""Room for key, headers and batch header beside a status in the topic's `max.message.bytes`."""
+
+
+_CANNOT_TELL = frozenset(
+    {
+        KafkaError._UNSUPPORTED_FEATURE,  # noqa: SLF001 (the library's public name for it)
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,  # DescribeConfigs is a right of its own
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One topic as it must be.
+
+    Attributes:
+        partitions: how many are created; what an existing topic must have only where *exact*.
+        config: created with; ``cleanup.policy`` is also demanded of an existing topic where *exact*.
+    """
+
+    name: str
+    partitions: int
+    config: Mapping[str, str]
+    exact: bool = False
+
+
+def wanted(topics: Topics, control_partitions: int, status_partitions: int) -> list[Wanted]:
+    """Return what the connector needs of a cluster.
+
+    Args:
+        topics: their names.
+        control_partitions: partitions of the control topic and of the positions: as many replicas
+            can share the streams.
+        status_partitions: partitions of the output topic.
+    """
+    month = {"cleanup.policy": "delete", "retention.ms": str(30 * _DAY_MS)}
+    # A position is rewritten with every transaction: small segments keep the table small, and a
+    # replica that takes over has to read all of it.
+    table = {
+        "cleanup.policy": "compact",
+        "segment.bytes": str(16 << 20),
+        "segment.ms": str(3600 * 1000),
+        "min.cleanable.dirty.ratio": "0.1",
+    }
+    return [
+        Wanted(topics.predicates, control_partitions, {"cleanup.policy": "compact"}, exact=True),
+        Wanted(topics.positions, control_partitions, table, exact=True),
+        Wanted(topics.statuses, status_partitions, {}),
+        Wanted(topics.events, 1, month),
+        Wanted(topics.dlq, 1, month),
+    ]
+
+
+class Cluster:
+    """The administrative side of a Kafka cluster."""
+
+    def __init__(self, kafka: Mapping[str, Any]) -> None:
+        """Prepare a client from librdkafka properties; nothing is asked yet."""
+        self._admin = AdminClient({**kafka, "socket.timeout.ms": int(_TIMEOUT_S * 1000)})
+
+    def partitions(self) -> dict[str, int]:
+        """Return all topics with their number of partitions.
+
+        Raises:
+            KafkaException: no broker answered in time; trying again may help.
+        """
+        found = self._admin.list_topics(timeout=_TIMEOUT_S).topics
+        return {name: len(topic.partitions) for name, topic in found.items()}
+
+    def verify(self, needed: list[Wanted], statuses: str, max_frame_bytes: int) -> int:
+        """Return the number of control partitions, if the topics are fit.
+
+        Args:
+            needed: what `wanted` says.
+            statuses: the output topic, which must take the longest status.
+            max_frame_bytes: length of the longest status.
+
+        Raises:
+            TopicsMismatch: naming every topic that is missing or unfit, and what mends it.
+            KafkaException: no broker answered in time.
+        """
+        there = self.partitions()
+        wrong = [f"topic {topic.name!r} is missing" for topic in needed if topic.name not in there]
+        control, mirror = needed[0], needed[1]
+        if not wrong and there[control.name] != there[mirror.name]:
+            wrong.append(
+                f"topic {mirror.name!r} has {there[mirror.name]} partitions, but must have "
+                f"{there[control.name]} like {control.name!r}"
+            )
+        for topic in needed:
+            if topic.name not in there:
+                continue
+            config = self._config(topic.name)
+            if config is None:
+                continue
+            policy = config["cleanup.policy"]
+            if topic.exact and policy != topic.config["cleanup.policy"]:
+                wrong.append(f"topic {topic.name!r} has cleanup.policy={policy}, must be compact")
+            limit = int(config["max.message.bytes"])
+            least = max_frame_bytes + BATCH_OVERHEAD_BYTES
+            if topic.name == statuses and limit < least:
+                wrong.append(
+                    f"topic {topic.name!r} has max.message.bytes={limit}, must be {least} or more: "
+                    f"a status may be {max_frame_bytes} bytes long"
+                )
+        if wrong:
+            raise TopicsMismatch("; ".join(wrong))
+        return there[control.name]
+
+    def create(self, needed: list[Wanted]) -> list[str]:
+        """Create what is missing and return the names; existing topics are left as they are.
+
+        Raises:
+            KafkaException: Kafka refused, or did not answer.
+        """
+        there = self.partitions()
+        new = [
+            NewTopic(topic.name, topic.partitions, config=dict(topic.config))
+            for topic in needed
+            if topic.name not in there
+        ]
+        created = []
+        for name, future in self._admin.create_topics(new).items() if new else ():
+            try:
+                future.result()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+            else:
+                created.append(name)
+        return created
+
+    def _config(self, topic: str) -> dict[str, str] | None:
+        """Return a topic's settings; None where we may not see them, or the brokers cannot tell."""
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        try:
+            entries = self._admin.describe_configs([resource])[resource].result()
+        except KafkaException as error:
+            if error.args[0].code() in _CANNOT_TELL:
+                return None
+            raise
+        return {name: entry.value for name, entry in entries.items()}

@@ -1,0 +1,134 @@
+"""What was written to whom, and what a client must therefore have received. Pure.
+
+A status is *owed* to the client, once, if one of these holds:
+
+1. It was written live on a connection, and that connection was the newest of its user's
+   connections that were open for the status. Once a newer connection with new predicates is
+   up, what only the older one gets is no longer asked for; what both get counts once.
+2. It was replayed on a connection that resumed with ``since_seq``.
+
+A connection is open for a status from the one published next after its registration (its
+``live_seq``, or later if it resumes later) to the last one it considered, or without end while
+the connection lives. What it replays is older and hides nothing.
+
+Written is not received: a client that dies leaves behind what was on its way to it. That is
+owed nevertheless, since a client that must not lose it resumes with ``since_seq``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(slots=True, kw_only=True)
+class Connection:
+    """One accepted request and everything written in answer to it.
+
+    Instants are seconds since the server started.
+
+    Attributes:
+        id: counted from 1 over all users; a newer connection has a larger one.
+        track: the phrases, as the request spelled them.
+        follow: the users, as the request spelled them.
+        since_seq: the exclusive cursor it resumed from, None for live only.
+        first_seq: the first status that could have been sent on it.
+        live_seq: the status published next when it was registered.
+        last_seq: the last status that was considered, whether it matched or not.
+        closed_at: None while it is open.
+        sent: the statuses written, rising.
+    """
+
+    id: int
+    user: str
+    track: str
+    follow: str
+    since_seq: int | None
+    first_seq: int
+    live_seq: int
+    last_seq: int
+    opened_at: float
+    closed_at: float | None = None
+    close_reason: str | None = None
+    sent: list[int] = field(default_factory=list)
+
+    def close(self, now: float, reason: str) -> None:
+        """End the connection; of several reasons the first is kept."""
+        if self.closed_at is None:
+            self.closed_at, self.close_reason = now, reason
+
+    def is_open_for(self, seq: int) -> bool:
+        """Say whether a status, live, falls into the life of the connection."""
+        return max(self.first_seq, self.live_seq) <= seq and (self.closed_at is None or seq <= self.last_seq)
+
+
+@dataclass(slots=True)
+class Ledger:
+    """All connections there ever were, oldest first."""
+
+    connections: list[Connection] = field(default_factory=list)
+
+    def register(
+        self,
+        *,
+        user: str,
+        track: str,
+        follow: str,
+        since_seq: int | None,
+        published: int,
+        now: float,
+    ) -> Connection:
+        """Open a connection that is sent what comes after since_seq, or after this moment."""
+        first_seq = 1 + (published if since_seq is None else since_seq)
+        connection = Connection(
+            id=len(self.connections) + 1,
+            user=user,
+            track=track,
+            follow=follow,
+            since_seq=since_seq,
+            first_seq=first_seq,
+            live_seq=published + 1,
+            last_seq=first_seq - 1,
+            opened_at=now,
+        )
+        self.connections.append(connection)
+        return connection
+
+    def open_connections(self, user: str) -> list[Connection]:
+        """Return the connections of a user that are not closed, oldest first."""
+        return [c for c in self.connections if c.user == user and c.closed_at is None]
+
+    def as_json(self) -> list[dict[str, object]]:
+        """Return the connections as plain objects."""
+        return [asdict(connection) for connection in self.connections]
+
+
+def owed(connections: Iterable[Connection]) -> dict[int, int]:
+    """Map what a client must have received to the newest connection that owes it, by rising seq."""
+    by_age = sorted(connections, key=lambda c: c.id)
+    owing: dict[int, int] = {}
+    for k, connection in enumerate(by_age):
+        newer = [
+            other
+            for other in by_age[k + 1 :]
+            if other.user == connection.user and _overlap(connection, other)
+        ]
+        for seq in connection.sent:
+            replayed = seq < connection.live_seq
+            if replayed or not any(other.is_open_for(seq) for other in newer):
+                owing[seq] = connection.id
+    return dict(sorted(owing.items()))
+
+
+def sent(connections: Iterable[Connection]) -> dict[int, int]:
+    """Map what a client may have received to the newest connection it was sent on."""
+    by_age = sorted(connections, key=lambda c: c.id)
+    return dict(sorted((seq, c.id) for c in by_age for seq in c.sent))
+
+
+def _overlap(older: Connection, newer: Connection) -> bool:
+    # Spares the loop over statuses the many connections that came long after.
+    return bool(older.sent) and newer.live_seq <= older.sent[-1]

@@ -1,0 +1,76 @@
+"""What a request asks for, read from its parameters. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .framing import frame_by_crlf, frame_by_length
+from .predicates import Predicates
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+MAX_TRACK = 400
+MAX_FOLLOW = 5_000
+
+
+class RefusedError(Exception):
+    """The request cannot be served, now or later.
+
+    Attributes:
+        status: the HTTP status that says so.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A request that can be served.
+
+    Attributes:
+        track: the phrases, as the request spelled them.
+        follow: the users, as the request spelled them.
+        predicates: both, parsed.
+        since_seq: exclusive cursor to replay from, None for live only.
+        frame: lays a message out as the client wants it.
+    """
+
+    track: str
+    follow: str
+    predicates: Predicates
+    since_seq: int | None
+    frame: Callable[[bytes], bytes]
+
+    @classmethod
+    def parse(cls, parameters: Mapping[str, str]) -> Subscription:
+        """Read the parameters of a request.
+
+        Raises:
+            RefusedError: they ask for nothing, for too much, or make no sense.
+        """
+        track, follow = parameters.get("track", ""), parameters.get("follow", "")
+        by_length = parameters.get("delimited") == "length"
+        predicates = Predicates.parse(track, follow)
+        if not (predicates.track_count or predicates.users):
+            raise RefusedError(406, "At least one of track and follow is needed.")
+        if predicates.track_count > MAX_TRACK or len(predicates.users) > MAX_FOLLOW:
+            raise RefusedError(413, f"At most {MAX_TRACK} track and {MAX_FOLLOW} follow.")
+        return cls(
+            track=track,
+            follow=follow,
+            predicates=predicates,
+            since_seq=_since_seq(parameters.get("since_seq")),
+            frame=frame_by_length if by_length else frame_by_crlf,
+        )
+
+
+def _since_seq(value: str | None) -> int | None:
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit() and len(value) <= 18):
+        raise RefusedError(400, "since_seq must be the number of a status, or 0.")
+    return int(value)
