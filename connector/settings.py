@@ -247,7 +247,7 @@ class KafkaSettings(_Group):
             raise ValueError("password and password_file exclude each other")
         if owned := sorted(_OWNED & self.client.keys()):
             raise ValueError(f"client: the connector sets these itself: {', '.join(owned)}")
-        properties = self.properties("validated")
+        properties = {**self.properties("validated"), "log_level": 0}
         del properties["bootstrap.servers"]  # without it librdkafka validates and stays offline
         try:
             Producer(properties)

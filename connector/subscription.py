@@ -7,13 +7,14 @@ Everything here is decided on the event loop, synchronously; what the phases all
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
 
 import structlog
 
+from connector.control.answers import Answers, Change
 from connector.control.debounce import Debounce
 from connector.delivery.outbox import Entry, Outbox
 from connector.model import DeadLetter, Event, PredicateSet, Status, StreamId
@@ -32,18 +33,6 @@ LINGER_S = 60.0
 """How long ids of a closed connection are remembered when the two never met."""
 
 
-class Change(NamedTuple):
-    """A control record that was accepted and waits to be applied."""
-
-    key: str
-    partition: int
-    offset: int
-
-    def as_dict(self) -> dict[str, object]:
-        """Return it in the shape that events carry."""
-        return {"key": self.key, "partition": self.partition, "offset": self.offset}
-
-
 @dataclass(slots=True, eq=False)
 class _Side:
     """One reader and what it was last asked."""
@@ -51,7 +40,6 @@ class _Side:
     number: int
     asked: Ask = field(default_factory=lambda: Ask(PredicateSet(), None))
     carried: Sequence[Change] = ()
-    asked_at: float = 0.0
     live: bool = False
     held_cursor: str | None = None  # after what it sent while the other side was drained
     trouble: str | None = None  # why it was lost last
@@ -80,7 +68,8 @@ class Subscription:
     cursor: str | None
     phase: Phase = field(default=Phase.IDLE, init=False)
     _target: PredicateSet = field(default_factory=PredicateSet, init=False)
-    _pending: list[Change] = field(default_factory=list, init=False)
+    _answers: Answers = field(init=False)
+    _entry: partial[Entry] = field(init=False)
     _active: _Side | None = field(default=None, init=False)
     _candidate: _Side | None = field(default=None, init=False)
     _overlap: Overlap | None = field(default=None, init=False)
@@ -92,15 +81,14 @@ class Subscription:
     _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _readers: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup, init=False)
 
+    def __post_init__(self) -> None:
+        self._answers = Answers(self.stream)
+        self._entry = partial(Entry, partition=self.partition, stream=self.stream)
+
     @property
     def is_live(self) -> bool:
         """Whether statuses arrive, or nothing is asked for."""
         return self.phase is Phase.IDLE or (self._active is not None and self._active.live)
-
-    @property
-    def predicates(self) -> PredicateSet:
-        """The newest predicate set, in force or about to be."""
-        return self._target
 
     def load(self, target: PredicateSet, unapplied: Sequence[Change]) -> None:
         """Start from the control topic's content, as it was when the lease began.
@@ -110,45 +98,47 @@ class Subscription:
             unapplied: accepted records whose effect nobody has seen yet.
         """
         self._target = target
-        self._pending = list(unapplied)
-        if not target.is_empty or unapplied:
+        self._answers.waiting = list(unapplied)
+        if not target.is_empty:
             self.debounce.put()
+        elif unapplied:
+            self._apply(unapplied, {}, target)
         self._wake.set()
 
     def change(self, target: PredicateSet, change: Change) -> None:
         """Take a changed union, and answer its publisher."""
-        data: dict[str, object] = {**change.as_dict(), "predicates": target.version}
-        events = []
+        answers = self._answers
         if target == self._target:
-            events.append(Event("predicates.unchanged", self.stream, data))
             # Only where nobody waits: an older record must still be answered after a restart.
-            self._put(events=events, handled=change, applied=None if self._pending else change.offset)
+            applied = None if answers.waiting else change.offset
+            events = [answers.unchanged(change, target.version)]
+            self.outbox.put(self._entry(events=events, handled=change.offset + 1, applied=applied))
             return
-        for one in self._pending:
-            if one.key == change.key:
-                superseded = {**one.as_dict(), "by": change.offset}
-                events.append(Event("predicates.superseded", self.stream, superseded))
-        self._pending = [one for one in self._pending if one.key != change.key]
         self._target = target
-        side = self._coming
-        if target == (PredicateSet() if side is None else side.asked.predicates):
-            # It takes back what was pending: there is nothing left to do.
+        events = answers.superseded(by=change)
+        coming = self._coming
+        if target.is_empty:
+            events.append(answers.accepted(change, target.version, 0.0))
+            self.outbox.put(self._entry(events=events, handled=change.offset + 1))
             self.debounce.clear()
-            events.append(Event("predicates.unchanged", self.stream, data))
-            self._put(events=events, handled=change)
+            self._signal(Signal.EMPTIED)
+            self._apply(answers.waiting, {}, target)
+        elif coming is not None and target == coming.asked.predicates:
+            # It takes back what was pending: there is nothing left to do, and whoever still waits
+            # waits for the connection there is.
+            self.debounce.clear()
+            events.append(answers.unchanged(change, target.version))
+            self.outbox.put(self._entry(events=events, handled=change.offset + 1))
             self._signal(Signal.CANCELLED)
-            if side is not None:
-                side.carried = tuple(self._pending)
-            if side is None or side.live:
-                self._apply(self._pending, {})
-            return
-        self._pending.append(change)
-        self.debounce.put()
-        due_in_s = max(0.0, (self._due_at() or 0.0) - self._now())
-        accepted = {**data, "due_in_s": round(due_in_s, 3)}
-        events.append(Event("predicates.accepted", self.stream, accepted))
-        self._put(events=events, handled=change)
-        self._wake.set()
+            coming.carried = tuple(answers.waiting)
+            if coming.live:
+                self._apply(coming.carried, {}, target)
+        else:
+            self.debounce.put()
+            due_in_s = max(0.0, (self._due_at() or 0.0) - self._now())
+            events.append(answers.accepted(change, target.version, due_in_s))
+            self.outbox.put(self._entry(events=events, handled=change.offset + 1))
+            self._wake.set()
 
     async def run(self) -> None:
         """Keep deadlines until cancelled or stopped."""
@@ -170,14 +160,12 @@ class Subscription:
     # Deadlines
 
     def _due_at(self) -> float | None:
-        """When pending changes may be asked for; an idle stream need not wait."""
-        due_at = self.debounce.deadline()
-        return self._now() if due_at is not None and self.phase is Phase.IDLE else due_at
+        return self.debounce.deadline(idle=self.phase is Phase.IDLE)
 
     def _next_deadline(self) -> float | None:
         deadlines = [self._forget_at]
-        if self.phase in MAY_RESTART or self._target.is_empty:
-            deadlines.append(self.debounce.deadline())
+        if self.phase in MAY_RESTART:
+            deadlines.append(self._due_at())
         if self.phase is Phase.DRAINING:
             deadlines.append(self._drained_at())
         return min((at for at in deadlines if at is not None), default=None)
@@ -193,13 +181,7 @@ class Subscription:
         if self.phase is Phase.DRAINING and now >= self._drained_at():
             self._switch_unmet()
         due_at = self._due_at()
-        if due_at is None or now < due_at:
-            return
-        if self._target.is_empty:
-            self.debounce.restarted(now)
-            self._signal(Signal.EMPTIED)
-            self._apply(self._pending, {}, self._target)
-        elif self.phase in MAY_RESTART:
+        if due_at is not None and now >= due_at and self.phase in MAY_RESTART:
             self._signal(Signal.DUE)
 
     # The state machine's shell
@@ -252,9 +234,8 @@ class Subscription:
     def _ask(self, side: _Side) -> Ask:
         """Say what the next connection of *side* asks for: always the newest."""
         side.asked = Ask(self._target, self.cursor)
-        side.carried = tuple(self._pending)
-        side.asked_at = self._now()
-        self.debounce.restarted(side.asked_at)
+        side.carried = tuple(self._answers.waiting)
+        self.debounce.restarted(self._now())
         return side.asked
 
     # What readers bring
@@ -267,7 +248,7 @@ class Subscription:
             case Live():
                 side.live = True
                 self.metrics.connected(self.stream)
-                self._put(events=[self._event("connection.live", side)])
+                self.outbox.put(self._entry(events=[self._event("connection.live", side)]))
                 if is_candidate:
                     self._overlap_since = self._old_heard_at = self._now()
                     self._signal(Signal.CANDIDATE_LIVE)
@@ -286,7 +267,7 @@ class Subscription:
                 DeadLetter(bad.reason, bad.detail, self.stream, "upstream", None, bad.frame)
                 for bad in messages.malformed
             ]
-            self._put(dead_letters=letters)
+            self.outbox.put(self._entry(dead_letters=letters))
         if not messages.statuses:
             return
         cursor = messages.cursor_after(len(messages.statuses))
@@ -317,7 +298,7 @@ class Subscription:
         if side.live or event.reason != side.trouble:  # said once, not at every attempt
             data = {"reason": event.reason, "retry_in_s": round(event.retry_in_s, 3)}
             log.warning("connection.lost", stream=self.stream, connection=side.number, **data)
-            self._put(events=[self._event("connection.lost", side, data)])
+            self.outbox.put(self._entry(events=[self._event("connection.lost", side, data)]))
         was_live, side.live, side.trouble = side.live, False, event.reason
         if is_candidate:
             self._signal(Signal.CANDIDATE_LOST)
@@ -366,51 +347,24 @@ class Subscription:
         self._apply(side.carried, details, side.asked.predicates)
 
     def _apply(
-        self,
-        changes: Sequence[Change],
-        details: dict[str, object],
-        predicates: PredicateSet | None = None,
+        self, changes: Sequence[Change], details: Mapping[str, object], predicates: PredicateSet
     ) -> None:
-        """Answer those of *changes* that still wait: what they ask for is in force."""
-        predicates = self._target if predicates is None else predicates
-        applied = [one for one in self._pending if one in changes]
-        self._pending = [one for one in self._pending if one not in changes]
+        """Put the answers to *changes*: what they ask for is in force."""
         data = {"predicates": predicates.version, **details}
-        self._put(
-            events=[Event("predicates.applied", self.stream, {**one.as_dict(), **data}) for one in applied],
-            version=predicates.version,
-            applied=max((one.offset for one in applied), default=None),
+        self.outbox.put(
+            self._entry(
+                events=self._answers.applied(changes, data),
+                version=predicates.version,
+                applied=max((one.offset for one in changes), default=None),
+            )
         )
 
     def _deliver(self, side: _Side, statuses: Sequence[Status], cursor: str | None) -> None:
         if statuses:
             self.cursor = cursor or self.cursor
-            self._put(statuses=statuses, cursor=cursor, version=side.asked.predicates.version)
-
-    def _put(
-        self,
-        *,
-        statuses: Sequence[Status] = (),
-        cursor: str | None = None,
-        version: str | None = None,
-        applied: int | None = None,
-        handled: Change | None = None,
-        events: Sequence[Event] = (),
-        dead_letters: Sequence[DeadLetter] = (),
-    ) -> None:
-        self.outbox.put(
-            Entry(
-                partition=self.partition,
-                stream=self.stream,
-                statuses=statuses,
-                cursor=cursor,
-                version=version,
-                applied=applied,
-                handled=None if handled is None else handled.offset + 1,
-                events=events,
-                dead_letters=dead_letters,
+            self.outbox.put(
+                self._entry(statuses=statuses, cursor=cursor, version=side.asked.predicates.version)
             )
-        )
 
     def _event(self, kind: str, side: _Side, more: dict[str, object] | None = None) -> Event:
         version = side.asked.predicates.version

@@ -16,6 +16,7 @@ import structlog
 from confluent_kafka import KafkaException
 
 from connector.control import lease as leases
+from connector.control.answers import Change
 from connector.control.debounce import Debounce
 from connector.control.home import home
 from connector.control.lease import Lease
@@ -29,7 +30,7 @@ from connector.ops.metrics import Metrics
 from connector.settings import StreamSettings
 from connector.stream.connection import Connect, Target
 from connector.stream.reader import Ask, Reader
-from connector.subscription import Change, Subscription
+from connector.subscription import Subscription
 
 log = structlog.get_logger("connector.supervisor")
 

@@ -13,18 +13,15 @@ from connector.errors import TopicsMismatch
 from connector.model import Topics
 
 _TIMEOUT_S = 10.0
+_PROBE_TIMEOUT_S = 3.0  # short: a process that is told to stop waits for it
 _DAY_MS = 24 * 3600 * 1000
+
+_CANNOT_TELL = frozenset(
+    {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError._TIMED_OUT}  # noqa: SLF001 (its public name)
+)
 
 BATCH_OVERHEAD_BYTES = 16 * 1024
 """Room for key, headers and batch header beside a status in the topic's `max.message.bytes`."""
-
-
-_CANNOT_TELL = frozenset(
-    {
-        KafkaError._UNSUPPORTED_FEATURE,  # noqa: SLF001 (the library's public name for it)
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,  # DescribeConfigs is a right of its own
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +79,7 @@ class Cluster:
         Raises:
             KafkaException: no broker answered in time; trying again may help.
         """
-        found = self._admin.list_topics(timeout=_TIMEOUT_S).topics
+        found = self._admin.list_topics(timeout=_PROBE_TIMEOUT_S).topics
         return {name: len(topic.partitions) for name, topic in found.items()}
 
     def verify(self, needed: list[Wanted], statuses: str, max_frame_bytes: int) -> int:
@@ -105,10 +102,10 @@ class Cluster:
                 f"topic {mirror.name!r} has {there[mirror.name]} partitions, but must have "
                 f"{there[control.name]} like {control.name!r}"
             )
+        present = [topic.name for topic in needed if topic.name in there]
+        configs = self._configs(present) if present else {}
         for topic in needed:
-            if topic.name not in there:
-                continue
-            config = self._config(topic.name)
+            config = configs.get(topic.name)
             if config is None:
                 continue
             policy = config["cleanup.policy"]
@@ -148,13 +145,21 @@ class Cluster:
                 created.append(name)
         return created
 
-    def _config(self, topic: str) -> dict[str, str] | None:
-        """Return a topic's settings; None where we may not see them, or the brokers cannot tell."""
-        resource = ConfigResource(ResourceType.TOPIC, topic)
-        try:
-            entries = self._admin.describe_configs([resource])[resource].result()
-        except KafkaException as error:
-            if error.args[0].code() in _CANNOT_TELL:
-                return None
-            raise
-        return {name: entry.value for name, entry in entries.items()}
+    def _configs(self, topics: list[str]) -> dict[str, dict[str, str]]:
+        """Return the settings of *topics*, as far as they can be told.
+
+        DescribeConfigs is a right of its own, which a careful cluster may not give; and brokers
+        that named their topics a moment ago and do not answer this are librdkafka's embedded ones.
+        """
+        resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
+        told = {}
+        asked = self._admin.describe_configs(resources, request_timeout=_PROBE_TIMEOUT_S)
+        for resource, future in asked.items():
+            try:
+                entries = future.result()
+            except KafkaException as error:
+                if error.args[0].code() not in _CANNOT_TELL:
+                    raise
+            else:
+                told[resource.name] = {name: entry.value for name, entry in entries.items()}
+        return told

@@ -39,11 +39,15 @@ class Debounce:
         self._pending = 0
         self._restarted_at = now
 
-    def deadline(self) -> float | None:
-        """When the pending updates are due, or None if there are none. May lie in the past."""
+    def deadline(self, *, idle: bool = False) -> float | None:
+        """When the pending updates are due, or None if there are none. May lie in the past.
+
+        Args:
+            idle: nothing is connected, so nothing is gained by waiting for more updates.
+        """
         if not self._pending:
             return None
-        return self._restarted_at + self.distance_s(self._pending)
+        return self._restarted_at + (self.min_s if idle else self.distance_s(self._pending))
 
     def distance_s(self, pending: int) -> float:
         """How long after the last restart *pending* updates are due."""

@@ -105,7 +105,7 @@ class HttpConnect:
             raise Disconnected(f"stalled: silent for {target.stall_timeout_s:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError) as error:
             # Bad chunk sizes and oversize headers pass the transport's own mapping by.
-            raise Disconnected(f"{type(error).__name__}: {error}"[:300]) from error
+            raise Disconnected((str(error) or type(error).__name__)[:300]) from error
 
 
 async def _beginning(response: httpx.Response) -> str:

@@ -1,0 +1,62 @@
+"""What publishers are told about their predicate changes. Pure.
+
+Every accepted change ends in exactly one further answer: applied, superseded by a newer record of its key,
+or unchanged when it takes back what was pending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from connector.model import Event, StreamId
+
+
+class Change(NamedTuple):
+    """A control record with a place in its stream's predicates."""
+
+    key: str
+    partition: int
+    offset: int
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it in the shape that events carry."""
+        return {"key": self.key, "partition": self.partition, "offset": self.offset}
+
+
+@dataclass(slots=True)
+class Answers:
+    """One stream's changes that were accepted and wait to be applied.
+
+    Attributes:
+        waiting: oldest first.
+    """
+
+    stream: StreamId
+    waiting: list[Change] = field(default_factory=list)
+
+    def accepted(self, change: Change, version: str, due_in_s: float) -> Event:
+        """Note that *change* waits; it will be asked for in *due_in_s* seconds at the latest."""
+        self.waiting.append(change)
+        data = {"predicates": version, "due_in_s": round(due_in_s, 3)}
+        return self._event("accepted", change, data)
+
+    def unchanged(self, change: Change, version: str) -> Event:
+        """Say that *change* leaves what is asked for as it is."""
+        return self._event("unchanged", change, {"predicates": version})
+
+    def superseded(self, by: Change) -> list[Event]:
+        """Forget waiting changes of the same key: the newer record says what its publisher wants."""
+        gone = [one for one in self.waiting if one.key == by.key]
+        self.waiting = [one for one in self.waiting if one.key != by.key]
+        return [self._event("superseded", one, {"by": by.offset}) for one in gone]
+
+    def applied(self, carried: Sequence[Change], data: Mapping[str, object]) -> list[Event]:
+        """Say of those of *carried* that still wait that they are in force."""
+        done = [one for one in self.waiting if one in carried]
+        self.waiting = [one for one in self.waiting if one not in carried]
+        return [self._event("applied", one, data) for one in done]
+
+    def _event(self, answer: str, change: Change, data: Mapping[str, object]) -> Event:
+        return Event(f"predicates.{answer}", self.stream, {**change.as_dict(), **data})

@@ -1,0 +1,222 @@
+"""The promise, over real sockets and a real broker: nothing lost, nothing doubled, every change answered."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from harness import (
+    OK_HEADERS,
+    STREAM,
+    Connector,
+    Kafka,
+    ScriptedUpstream,
+    Upstream,
+    announced,
+    await_complete,
+    chunk,
+    eventually,
+    stream,
+)
+
+LINES = {"framing": {"kind": "lines"}, "request": {"parameters": {"delimited": None}}}
+RESUME = {"resume": {"parameter": "since_seq", "cursor": "/seq"}}
+
+
+@pytest.mark.parametrize("override", [{}, LINES], ids=["length", "lines"])
+def test_predicate_changes_under_a_flow_lose_nothing(kafka: Kafka, tmp_path: Path, override: dict) -> None:
+    """Two changes at 400 statuses a second: the topic equals the ledger, each change is answered."""
+    with (
+        Upstream("--rate", "400") as upstream,
+        Connector(tmp_path, kafka, {STREAM: stream(upstream.url, override=override)}) as connector,
+    ):
+        connector.create_topics().start()
+        kafka.publish(STREAM, {"track": ["kafka"]})
+        eventually(lambda: len(kafka.delivered()) > 100, "a flow")
+        kafka.publish(STREAM, {"track": ["kafka", "python"]})
+        eventually(lambda: len(kafka.events("predicates.applied")) == 2, "the first change applied")
+        kafka.publish(f"{STREAM}/other", {"track": ["rust"], "follow": ["783214"]})
+        eventually(lambda: len(kafka.events("predicates.applied")) == 3, "the second change applied")
+        delivered = await_complete(kafka, upstream)
+        code, _ = connector.stop()
+        assert code == 0
+
+        first, second, third = upstream.connections()
+        assert [first["track"], second["track"], third["track"]] == [
+            "kafka",
+            "kafka,python",
+            "kafka,python,rust",
+        ]
+        assert third["follow"] == "783214"
+        # Versions in the order of their connections, and no status under a version whose
+        # connection did not bring it.
+        versions = list(dict.fromkeys(one.version for one in sorted(delivered, key=lambda one: one.seq)))
+        assert len(versions) == 3
+        for version, connection in zip(versions, (first, second, third), strict=True):
+            brought = set(connection["sent"])
+            assert all(json.loads(one.value)["seq"] in brought for one in delivered if one.version == version)
+            assert any(one.version == version for one in delivered)
+        # What is delivered beyond what is owed came over an old connection while it was drained.
+        extra = {one.key for one in delivered} - upstream.owed().keys()
+        assert len(extra) < 50
+
+        assert list(kafka.answers().values()) == [["accepted", "applied"]] * 3
+        applied = kafka.events("predicates.applied")
+        assert [one["without_connection_s"] for one in applied] == [0, 0, 0]
+        assert [one["connection"] for one in applied] == [1, 2, 3]
+        assert [one["predicates"] for one in applied] == versions
+
+
+def test_kill_minus_nine_loses_and_doubles_nothing_of_a_resumable_stream(
+    kafka: Kafka, tmp_path: Path
+) -> None:
+    """SIGKILL in the middle, three times, once while a change is being applied."""
+    with (
+        Upstream("--rate", "300", "--connects", "1000") as upstream,
+        Connector(tmp_path, kafka, {STREAM: stream(upstream.url, override=RESUME)}) as connector,
+    ):
+        connector.create_topics()
+        kafka.publish(STREAM, {"track": ["kafka", "python"]})
+        for count in (100, 400):
+            connector.start()
+            eventually(lambda least=count: len(kafka.delivered()) > least, "a flow")
+            connector.stop(signal.SIGKILL)
+        connector.start()
+        eventually(lambda: len(kafka.delivered()) > 800, "a flow")
+        kafka.publish(STREAM, {"track": ["kafka", "python", "rust"]})
+        eventually(lambda: len(upstream.connections()) == 4, "a candidate")
+        connector.stop(signal.SIGKILL)
+        connector.start()
+        eventually(lambda: len(kafka.events("predicates.applied")) == 2, "the change applied after all")
+        await_complete(kafka, upstream)
+        assert connector.stop()[0] == 0
+        assert [one["since_seq"] is None for one in upstream.connections()][:2] == [True, False]
+        assert list(kafka.answers().values()) == [["accepted", "applied"]] * 2
+
+
+def test_a_planned_restart_resumes_where_it_stopped(kafka: Kafka, tmp_path: Path) -> None:
+    """SIGTERM exits 0 within ten seconds; the next start goes on without loss or repetition."""
+    with (
+        Upstream("--rate", "300") as upstream,
+        Connector(tmp_path, kafka, {STREAM: stream(upstream.url, override=RESUME)}) as connector,
+    ):
+        connector.create_topics().start()
+        kafka.publish(STREAM, {"track": ["kafka"]})
+        for signum, count in ((signal.SIGTERM, 50), (signal.SIGINT, 200)):
+            eventually(lambda least=count: len(kafka.delivered()) > least, "a flow")
+            code, seconds = connector.stop(signum)
+            assert code == 0
+            assert seconds < 10
+            eventually(lambda: upstream.connections()[-1]["closed_at"], "the upstream's slot is free")
+            connector.start()
+        await_complete(kafka, upstream)
+        assert connector.stop()[0] == 0
+        assert kafka.answers() == {(STREAM, 0): ["accepted", "applied"]}
+
+
+def test_removing_the_last_predicate_stops_the_stream(kafka: Kafka, tmp_path: Path) -> None:
+    """A tombstone takes a contribution back; without any, no connection is held."""
+    with (
+        Upstream("--rate", "100") as upstream,
+        Connector(tmp_path, kafka, {STREAM: stream(upstream.url)}) as connector,
+    ):
+        connector.create_topics().start()
+        kafka.publish(f"{STREAM}/a", {"track": ["kafka"]})
+        eventually(kafka.delivered, "a flow")
+        kafka.publish(f"{STREAM}/a", None)
+        eventually(lambda: upstream.connections()[-1]["closed_at"], "the connection closed")
+        eventually(connector.is_ready, "nothing to do is ready")
+        kafka.publish(f"{STREAM}/b", {"track": ["python"]})
+        eventually(lambda: len(upstream.connections()) == 2, "started again")
+        await_complete(kafka, upstream)
+        assert list(kafka.answers().values()) == [["accepted", "applied"]] * 3
+
+
+def test_bad_control_records_change_nothing_and_are_reported_once(kafka: Kafka, tmp_path: Path) -> None:
+    """Each is answered with a reason and copied to the dead-letter topic, over a restart too."""
+    bad = {
+        "not_json": (f"{STREAM}/x", b'{"track": [kafka]}'),
+        "unknown_predicate": (f"{STREAM}/x", b'{"trak": ["kafka"]}'),
+        "duplicate_member": (f"{STREAM}/x", b'{"track": ["a"], "track": ["b"]}'),
+        "unknown_stream": ("elsewhere", b'{"track": ["kafka"]}'),
+        "key_missing": (b"", b'{"track": ["kafka"]}'),
+        "key_not_utf8": (b"\xff\xfe", b'{"track": ["kafka"]}'),
+    }
+    with (
+        Upstream("--rate", "100") as upstream,
+        Connector(tmp_path, kafka, {STREAM: stream(upstream.url, override=RESUME)}) as connector,
+    ):
+        connector.create_topics().start()
+        kafka.publish(f"{STREAM}/x", {"track": ["kafka"]})
+        eventually(kafka.delivered, "a flow")
+        for key, value in bad.values():
+            kafka.publish(key, value)
+        eventually(lambda: len(kafka.events("predicates.rejected")) == len(bad), "all answered")
+        assert connector.stop()[0] == 0
+        connector.start()
+        await_complete(kafka, upstream)
+        assert connector.stop()[0] == 0
+
+        rejected = kafka.events("predicates.rejected")
+        assert sorted(one["reason"] for one in rejected) == sorted(bad)
+        assert next(one["pointer"] for one in rejected if one["reason"] == "unknown_predicate") == "/trak"
+        letters = {dict(one.headers())["reason"].decode(): one for one in kafka.records("dlq")}
+        assert len(kafka.records("dlq")) == len(bad)
+        for reason, (key, value) in bad.items():
+            assert letters[reason].value() == value
+            assert letters[reason].key() == (key.encode() if isinstance(key, str) else key)
+            assert dict(letters[reason].headers())["origin"].startswith(
+                kafka.topics.of("predicates").encode()
+            )
+        assert {one["track"] for one in upstream.connections()} == {"kafka"}
+
+
+def test_a_malformed_status_goes_to_the_dead_letter_topic_and_the_stream_goes_on(
+    kafka: Kafka, tmp_path: Path
+) -> None:
+    """With its raw bytes and a reason; its neighbours are delivered."""
+    bad = [b'{"id_str": "2", "text": ', b'{"text": "no id"}', b'{"id_str": "3", "t": "\xff"}', b"\x00\xff"]
+    good = [b'{"id_str":"%d","text":"x"}' % number for number in (10, 11, 12)]
+    script = [OK_HEADERS, chunk(b"\r\n"), announced(good[0]), *map(announced, bad), *map(announced, good[1:])]
+    with (
+        ScriptedUpstream(script) as upstream,
+        Connector(tmp_path, kafka, {STREAM: stream(upstream.url)}) as connector,
+    ):
+        connector.create_topics().start()
+        kafka.publish(STREAM, {"track": ["kafka"]})
+        eventually(lambda: len(kafka.delivered()) == 3, "the good ones")
+        assert [one.value for one in sorted(kafka.delivered(), key=lambda one: one.seq)] == good
+        letters = kafka.records("dlq")
+        assert [letter.value() for letter in letters] == bad
+        assert [dict(letter.headers())["reason"] for letter in letters] == [
+            b"not_json",
+            b"no_id",
+            b"not_json",
+            b"not_json",
+        ]
+        assert all(dict(letter.headers())["stream"] == STREAM.encode() for letter in letters)
+
+
+def test_other_clients_partitioners_reach_the_stream_all_the_same(kafka: Kafka, tmp_path: Path) -> None:
+    """A record in a partition that is not its stream's home is moved there, once, and answered there."""
+    with (
+        Upstream("--rate", "100") as upstream,
+        Connector(tmp_path, kafka, {STREAM: stream(upstream.url, override=RESUME)}) as connector,
+    ):
+        connector.create_topics().start()
+        for partition in range(6):
+            kafka.publish(
+                f"{STREAM}/p{partition}", {"track": ["kafka", f"word{partition}"]}, partition=partition
+            )
+        eventually(
+            lambda: sum(told[-1] == "applied" for told in kafka.answers().values()) == 6, "all six applied"
+        )
+        assert connector.stop()[0] == 0
+        connector.start()
+        eventually(lambda: upstream.connections()[-1]["closed_at"] is None, "connected again")
+        await_complete(kafka, upstream)
+        assert len(kafka.events("predicates.rerouted")) == 5
+        expected = ",".join(sorted(["kafka", *(f"word{partition}" for partition in range(6))]))
+        assert upstream.connections()[-1]["track"] == expected

@@ -1,0 +1,217 @@
+"""The process among its neighbours: brokers and upstreams that are gone, topics that are wrong, signals."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from confluent_kafka.admin import AdminClient, NewTopic
+from harness import (
+    PATIENCE_S,
+    STREAM,
+    Connector,
+    Kafka,
+    Upstream,
+    await_complete,
+    clean_environment,
+    eventually,
+    stream,
+)
+from kafka import Broker
+
+RESUME = {"resume": {"parameter": "since_seq", "cursor": "/seq"}}
+SECRET = "s3cret-that-must-not-show"
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_run_refuses_missing_topics_and_names_the_command_that_mends_it(kafka: Kafka, tmp_path: Path) -> None:
+    """And `topics --create` does, with the settings that the design asks for."""
+    connector = Connector(tmp_path, kafka, {STREAM: stream("http://127.0.0.1:1")})
+    refused = connector.command("run")
+    assert refused.returncode == 3
+    for purpose in ("predicates", "statuses", "positions", "events", "dlq"):
+        assert f"'{kafka.topics.of(purpose)}' is missing" in refused.stderr
+    assert f"connector topics --create --config {connector.config}" in refused.stderr
+    assert connector.command("topics").returncode == 3
+    connector.create_topics()
+    assert connector.command("topics").returncode == 0
+    assert connector.command("topics", "--create").returncode == 0
+
+
+def test_run_refuses_topics_that_do_not_fit(kafka: Kafka, tmp_path: Path) -> None:
+    """Positions must mirror the control topic, be compacted, and statuses must fit the output topic."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    topics = kafka.topics
+    new = [
+        NewTopic(topics.of("predicates"), 3, config={"cleanup.policy": "compact"}),
+        NewTopic(topics.of("positions"), 2),
+        NewTopic(topics.of("statuses"), 1, config={"max.message.bytes": "5000"}),
+        NewTopic(topics.of("events"), 1),
+        NewTopic(topics.of("dlq"), 1),
+    ]
+    for future in admin.create_topics(new).values():
+        future.result()
+    refused = Connector(tmp_path, kafka, {STREAM: stream("http://127.0.0.1:1")}).command("run")
+    assert refused.returncode == 3
+    assert "2 partitions, but must have 3" in refused.stderr
+    assert "cleanup.policy=delete, must be compact" in refused.stderr
+    assert "max.message.bytes=5000" in refused.stderr
+
+
+def test_kafka_may_come_late_and_go_away_in_between(tmp_path: Path) -> None:
+    """Not ready meanwhile, said once, recovered by itself, and nothing of a resumable stream lost."""
+    port = _free_port()
+    kafka = Kafka(f"127.0.0.1:{port}")
+    data = tmp_path / "kafka"
+    with (
+        Upstream("--rate", "200", "--connects", "1000") as upstream,
+        Connector(tmp_path, kafka, {STREAM: stream(upstream.url, override=RESUME)}) as connector,
+    ):
+        connector.start()
+        eventually(lambda: "kafka: unreachable" in connector.ops("/readyz")[1], "not ready without Kafka")
+        assert connector.ops("/livez")[0] == 200
+        broker = Broker(data, port)
+        try:
+            # The topics are missing at first: a start that finds the broker says so and ends.
+            eventually(lambda: connector.process is not None and connector.process.poll() == 3, "refused")
+            connector.process = None
+            connector.create_topics().start()
+            kafka.publish(STREAM, {"track": ["kafka"]})
+            eventually(lambda: len(kafka.delivered()) > 50, "a flow")
+            broker.process.kill()
+            broker.process.wait()
+            eventually(lambda: connector.ops("/readyz")[0] == 503, "not ready")
+            assert connector.ops("/livez")[0] == 200
+            broker = Broker(data, port)
+            eventually(connector.is_ready, "ready again")
+            await_complete(kafka, upstream)
+            assert connector.stop()[0] == 0
+            # Each change of state is one line, however long it lasts.
+            changes = [line for line in connector.logged("health.") if line["part"] == "kafka"]
+            assert len(changes) <= 8
+        finally:
+            broker.stop()
+
+
+def test_the_upstream_may_come_late_and_go_away_in_between(kafka: Kafka, tmp_path: Path) -> None:
+    """Not ready meanwhile, said once, recovered by itself."""
+    port = _free_port()
+    with Connector(tmp_path, kafka, {STREAM: stream(f"http://127.0.0.1:{port}")}) as connector:
+        connector.create_topics().start()
+        kafka.publish(STREAM, {"track": ["kafka"]})
+        eventually(lambda: "no live connection" in connector.ops("/readyz")[1], "not ready")
+        for _ in range(2):
+            with Upstream("--port", str(port), "--rate", "100"):
+                eventually(connector.is_ready, "ready")
+            eventually(lambda: not connector.is_ready(), "not ready again")
+        lost = connector.logged("connection.lost")
+        assert len(lost) <= 6, "said at every attempt"
+        assert connector.stop()[0] == 0
+        assert {event["type"] for event in kafka.events("connection.")} == {
+            "connection.live",
+            "connection.lost",
+        }
+
+
+def test_no_secret_shows_in_logs_metrics_or_events(kafka: Kafka, tmp_path: Path) -> None:
+    """Neither a token in the configuration nor one in a file, also when the upstream refuses it."""
+    token_file = tmp_path / "token"
+    token_file.write_text(SECRET + "\n")
+    with Upstream("--rate", "100") as upstream:
+        refused = stream(upstream.url, auth={"kind": "basic", "username": "demo", "password": SECRET})
+        by_file = stream(upstream.url, auth={"kind": "bearer", "token_file": str(token_file)})
+        with Connector(tmp_path, kafka, {STREAM: by_file, "refused": refused}) as connector:
+            connector.create_topics().start()
+            kafka.publish(STREAM, {"track": ["kafka"]})
+            kafka.publish("refused", {"track": ["kafka"]})
+            eventually(lambda: len(kafka.events("connection.lost")) >= 2, "both refused")
+            assert "HTTP 401" in str(kafka.events("connection.lost"))
+            metrics = connector.ops("/metrics")[1]
+            # A token that is rotated in its file is used at the next attempt, without a restart.
+            assert connector.stop()[0] == 0
+        assert SECRET not in connector.log.read_text()
+        assert SECRET not in metrics
+        assert SECRET not in str(kafka.events())
+
+
+def test_sigterm_while_kafka_is_gone_ends_within_ten_seconds(tmp_path: Path) -> None:
+    """There is nothing to wait for then."""
+    connector = Connector(
+        tmp_path, Kafka(f"127.0.0.1:{_free_port()}"), {STREAM: stream("http://127.0.0.1:1")}
+    )
+    with connector.start():
+        eventually(lambda: "kafka: unreachable" in connector.ops("/readyz")[1], "not ready")
+        code, seconds = connector.stop()
+        assert code == 0
+        assert seconds < 10
+
+
+def test_the_demo_ends_well_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    """Its exit code says that nothing was lost; every process it started is gone."""
+    before = _processes()
+    done = subprocess.run(
+        [sys.executable, "-m", "connector", "demo", "--seconds", "9"],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    assert "predicate changes applied        2 of 2" in done.stdout
+    assert "time without a live connection   0 s" in done.stdout
+    assert "lost                             0" in done.stdout
+    eventually(lambda: _processes() <= before, "all processes gone")
+
+
+def test_the_demo_dies_with_its_terminal_and_takes_its_processes_along() -> None:
+    """Even when it is killed and cannot clean up."""
+    before = _processes()
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "connector", "demo"],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert demo.stdout is not None
+    eventually(lambda: b"seq 3 " in demo.stdout.readline(), "statuses")
+    demo.kill()
+    demo.wait()
+    demo.stdout.close()
+    eventually(lambda: _processes() <= before, "all processes gone")
+
+
+def test_the_demo_falls_back_to_embedded_brokers_without_java(tmp_path: Path) -> None:
+    """And says so."""
+    done = subprocess.run(
+        [sys.executable, "-m", "connector", "demo", "--seconds", "6"],
+        env={**clean_environment(), "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S * 2,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    assert "brokers embedded in librdkafka" in done.stdout
+    assert "openjdk-17" in done.stderr
+
+
+def _processes() -> set[int]:
+    """Return the ids of processes that a demo starts."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                words = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if any(word in words for word in (b"kafka.Kafka", b"upstream", b"kafka.py", b"connector")):
+                found.add(int(folder.name))
+    return found - {os.getpid()}
