@@ -122,16 +122,27 @@ class Position:
     applied: int = -1
 
 
+class Tenure(NamedTuple):
+    """One uninterrupted ownership of a control partition.
+
+    A partition that was lost and came back has another tenure: what was read under the old one must
+    never be written under the new one, because somebody else may have written it in between.
+    """
+
+    partition: int
+    term: int
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """What this replica owns, and the proof of it, as of one moment.
 
     Attributes:
-        partitions: control partitions owned.
+        tenures: control partitions owned.
         metadata: the group metadata that proves it to the broker; None while there is no proof.
     """
 
-    partitions: frozenset[int] = frozenset()
+    tenures: frozenset[Tenure] = frozenset()
     metadata: bytes | None = None
 
 

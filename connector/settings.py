@@ -341,7 +341,8 @@ def _one_of(name: str, secret: SecretStr | None, file: Path | None) -> None:
 
 def _secret(secret: SecretStr | None, file: Path | None) -> str:
     """Return a secret; a file is read anew, because it may have been rotated."""
-    if file is not None:
-        return file.read_text("utf-8").strip()
-    assert secret is not None
-    return secret.get_secret_value()
+    assert file is not None or secret is not None
+    text = file.read_text("utf-8").strip() if file is not None else secret.get_secret_value()  # type: ignore[union-attr]
+    if not text.isprintable():
+        raise ValueError(f"{file or 'the secret'} holds control characters")
+    return text

@@ -17,7 +17,7 @@ import structlog
 from connector.control.answers import Answers, Change
 from connector.control.debounce import Debounce
 from connector.delivery.outbox import Entry, Outbox
-from connector.model import DeadLetter, Event, PredicateSet, Status, StreamId
+from connector.model import DeadLetter, Event, PredicateSet, Status, StreamId, Tenure
 from connector.ops.metrics import Metrics
 from connector.stream.dialect import Handover
 from connector.stream.handover import MAY_RESTART, Action, Phase, Signal, step
@@ -52,14 +52,14 @@ class Subscription:
 
     Attributes:
         stream: its name.
-        partition: its home, under whose lease it runs.
+        tenure: the ownership of its home, under which it runs.
         reader: makes a reader from what it shall ask for.
         drain: when an old connection has nothing more to give.
         cursor: after which status the upstream shall resume, where it can.
     """
 
     stream: StreamId
-    partition: int
+    tenure: Tenure
     reader: Callable[[Callable[[], Ask]], Reader]
     drain: Handover
     debounce: Debounce
@@ -83,7 +83,7 @@ class Subscription:
 
     def __post_init__(self) -> None:
         self._answers = Answers(self.stream)
-        self._entry = partial(Entry, partition=self.partition, stream=self.stream)
+        self._entry = partial(Entry, tenure=self.tenure, stream=self.stream)
 
     @property
     def is_live(self) -> bool:

@@ -25,7 +25,7 @@ from connector.delivery.outbox import Entry, Outbox
 from connector.delivery.restore import Restored
 from connector.delivery.writer import Writer
 from connector.errors import PredicatesRejected
-from connector.model import ControlRecord, DeadLetter, Event, Position, StreamId
+from connector.model import ControlRecord, DeadLetter, Event, Position, StreamId, Tenure
 from connector.ops.metrics import Metrics
 from connector.settings import StreamSettings
 from connector.stream.connection import Connect, Target
@@ -45,7 +45,7 @@ class _Partition:
         early: records read before the partition was loaded.
     """
 
-    number: int
+    tenure: Tenure
     early: list[ControlRecord] = field(default_factory=list)
     restored: Restored | None = None
     caught_up: bool = False
@@ -88,9 +88,9 @@ class Supervisor:
         async with self._tasks:
             async for event in self.lease.events():
                 match event:
-                    case leases.Assigned(numbers):
-                        for number in numbers:
-                            self._begin(number)
+                    case leases.Assigned(tenures):
+                        for tenure in tenures:
+                            self._begin(tenure)
                     case leases.Read(records):
                         for record in records:
                             self._read(record)
@@ -98,41 +98,42 @@ class Supervisor:
                         if partition := self._owned.get(number):
                             partition.caught_up = True
                             self._load(partition)
-                    case leases.Revoked(numbers, released):
-                        self._tasks.create_task(self._give_back(numbers, released.set))
-                    case leases.Lost(numbers):
-                        for number in numbers:
-                            self._end(number)
+                    case leases.Revoked(tenures, released):
+                        self._tasks.create_task(self._give_back(tenures, released.set))
+                    case leases.Lost(tenures):
+                        for tenure in tenures:
+                            self._end(tenure)
                     case leases.Failed(error):
                         raise error
 
     async def drain(self) -> None:
         """Stop reading; return when everything read is committed."""
         self._draining = True
-        await self._give_back(frozenset(self._owned), lambda: None)
+        await self._give_back([one.tenure for one in self._owned.values()], lambda: None)
 
     def troubles(self) -> Iterable[str]:
         """Yield what keeps owned streams from delivering."""
         for partition in self._owned.values():
             if not partition.loaded:
-                yield f"partition {partition.number}: loading"
+                yield f"partition {partition.tenure.partition}: loading"
             for subscription in partition.subscriptions.values():
                 if not subscription.is_live:
                     yield f"stream {subscription.stream}: no live connection"
 
     # A partition's life
 
-    def _begin(self, number: int) -> None:
+    def _begin(self, tenure: Tenure) -> None:
         if not self._draining:
-            partition = self._owned[number] = _Partition(number)
-            self._tasks.create_task(self._restore(partition), name=f"restore-{number}")
+            partition = self._owned[tenure.partition] = _Partition(tenure)
+            self._tasks.create_task(self._restore(partition), name=f"restore-{tenure.partition}")
 
     async def _restore(self, partition: _Partition) -> None:
-        while self._owned.get(partition.number) is partition:
+        number = partition.tenure.partition
+        while self._owned.get(number) is partition:
             try:
-                partition.restored = await asyncio.to_thread(self.restore, partition.number)
+                partition.restored = await asyncio.to_thread(self.restore, number)
             except KafkaException as error:
-                log.warning("restore.failed", partition=partition.number, error=str(error))
+                log.warning("restore.failed", partition=number, error=str(error))
                 await asyncio.sleep(_RESTORE_RETRY_S)
             else:
                 self._load(partition)
@@ -141,17 +142,18 @@ class Supervisor:
     def _load(self, partition: _Partition) -> None:
         """Start the partition's streams, once both its records and its positions are known."""
         restored = partition.restored
-        is_ours = self._owned.get(partition.number) is partition
+        number = partition.tenure.partition
+        is_ours = self._owned.get(number) is partition
         if restored is None or not partition.caught_up or partition.loaded or not is_ours:
             return
         partition.loaded = True
-        self.writer.adopt(partition.number, restored)
+        self.writer.adopt(partition.tenure, restored)
         unapplied = self._replay(partition, restored)
         for stream, settings in self.streams.items():
-            if home(stream, self.partitions) != partition.number:
+            if home(stream, self.partitions) != number:
                 continue
             position = restored.positions.get(stream, Position())
-            subscription = self._subscription(stream, settings, partition.number, position)
+            subscription = self._subscription(stream, settings, partition.tenure, position)
             partition.subscriptions[stream] = subscription
             target = partition.contributions.setdefault(stream, Contributions()).union()
             waiting = [] if target.version == position.predicates else unapplied.get(stream, [])
@@ -177,7 +179,7 @@ class Supervisor:
         return {stream: list(changes.values()) for stream, changes in newest.items()}
 
     def _subscription(
-        self, stream: StreamId, settings: StreamSettings, partition: int, position: Position
+        self, stream: StreamId, settings: StreamSettings, tenure: Tenure, position: Position
     ) -> Subscription:
         dialect = settings.manners()
         target = Target(
@@ -192,7 +194,7 @@ class Supervisor:
 
         return Subscription(
             stream=stream,
-            partition=partition,
+            tenure=tenure,
             reader=reader,
             drain=dialect.handover,
             debounce=Debounce(settings.debounce.min_s, settings.debounce.max_s),
@@ -201,25 +203,29 @@ class Supervisor:
             cursor=position.cursor,
         )
 
-    async def _give_back(self, numbers: frozenset[int], done: Callable[[], None]) -> None:
-        """Stop, drain and commit what runs under *numbers*."""
-        going = [self._owned.pop(number) for number in numbers & self._owned.keys()]
-        for partition in going:
-            for subscription in partition.subscriptions.values():
-                subscription.stop()
-        for partition in going:
-            await self.outbox.written(partition.number)
-            self.writer.abandon(partition.number)
+    async def _give_back(self, tenures: Iterable[Tenure], done: Callable[[], None]) -> None:
+        """Stop, drain and commit what runs under *tenures*."""
+        going = [tenure for tenure in tenures if self._stop(tenure)]
+        for tenure in going:
+            await self.outbox.written(tenure)
+            self.writer.abandon(tenure)
         done()
 
-    def _end(self, number: int) -> None:
+    def _end(self, tenure: Tenure) -> None:
         """Close everything under a lost lease; nothing more can be committed for it."""
-        partition = self._owned.pop(number, None)
-        if partition is not None:
-            for subscription in partition.subscriptions.values():
-                subscription.stop()
-        self.writer.abandon(number)
-        self.outbox.drop(number)
+        self._stop(tenure)
+        self.writer.abandon(tenure)
+        self.outbox.drop(tenure)
+
+    def _stop(self, tenure: Tenure) -> bool:
+        """Stop what runs under *tenure*; False if nothing does."""
+        partition = self._owned.get(tenure.partition)
+        if partition is None or partition.tenure != tenure:
+            return False
+        del self._owned[tenure.partition]
+        for subscription in partition.subscriptions.values():
+            subscription.stop()
+        return True
 
     # Control records
 
@@ -237,10 +243,10 @@ class Supervisor:
         try:
             stream = self._contribute(partition, record)
         except PredicatesRejected as rejected:
-            self._reject(record, rejected)
+            self._reject(partition.tenure, record, rejected)
             return
         if stream is None:
-            self._reroute(record)
+            self._reroute(partition.tenure, record)
         else:
             target = partition.contributions[stream].union()
             partition.subscriptions[stream].change(target, _change(record))
@@ -259,13 +265,13 @@ class Supervisor:
         predicates = None
         if record.value is not None:
             predicates = parse(record.value, settings.manners().request.predicates)
-        if home(stream, self.partitions) != partition.number:
+        if home(stream, self.partitions) != partition.tenure.partition:
             return None
         contributions = partition.contributions.setdefault(stream, Contributions())
         contributions.put(record.key or b"", predicates)
         return stream
 
-    def _reject(self, record: ControlRecord, rejected: PredicatesRejected) -> None:
+    def _reject(self, tenure: Tenure, record: ControlRecord, rejected: PredicatesRejected) -> None:
         origin = f"{self.topic}/{record.partition}/{record.offset}"
         log.warning("predicates.rejected", origin=origin, reason=rejected.reason)
         data = {
@@ -278,14 +284,14 @@ class Supervisor:
         letter = DeadLetter(rejected.reason, rejected.detail, stream, origin, record.key, record.value)
         self.outbox.put(
             Entry(
-                partition=record.partition,
+                tenure=tenure,
                 events=[Event("predicates.rejected", stream, data)],
                 dead_letters=[letter],
                 handled=record.offset + 1,
             )
         )
 
-    def _reroute(self, record: ControlRecord) -> None:
+    def _reroute(self, tenure: Tenure, record: ControlRecord) -> None:
         """Move a record to its stream's home: other clients' partitioners hash otherwise."""
         change = _change(record)
         stream = change.key.partition("/")[0]
@@ -293,7 +299,7 @@ class Supervisor:
         event = Event("predicates.rerouted", stream, {**change.as_dict(), "to_partition": to})
         self.outbox.put(
             Entry(
-                partition=record.partition,
+                tenure=tenure,
                 events=[event],
                 moves=[(record, to)],
                 handled=record.offset + 1,

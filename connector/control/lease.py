@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ import structlog
 from confluent_kafka import OFFSET_BEGINNING as BEGINNING
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from connector.model import ControlRecord, Grant
+from connector.model import ControlRecord, Grant, Tenure
 
 log = structlog.get_logger("connector.lease")
 
@@ -34,14 +35,14 @@ _POLL_S = 0.2
 class Assigned:
     """These partitions are ours from now on; their records follow from the beginning."""
 
-    partitions: frozenset[int]
+    tenures: frozenset[Tenure]
 
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
     """These partitions go to another replica as soon as `released` is set, or the budget ends."""
 
-    partitions: frozenset[int]
+    tenures: frozenset[Tenure]
     released: threading.Event = field(default_factory=threading.Event)
 
 
@@ -49,7 +50,7 @@ class Revoked:
 class Lost:
     """These partitions may already be another replica's: nothing more can be committed for them."""
 
-    partitions: frozenset[int]
+    tenures: frozenset[Tenure]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class CaughtUp:
 class Failed:
     """The group cannot go on; the process must end."""
 
-    error: KafkaException
+    error: Exception
 
 
 class _End(Enum):
@@ -101,6 +102,7 @@ class Lease:
         }
         self._topic = topic
         self._grant = Grant()
+        self._terms = itertools.count(1)
         self._events: asyncio.Queue[LeaseEvent | _End] = asyncio.Queue()
         self._granted = asyncio.Event()
         self._stopping = threading.Event()
@@ -154,7 +156,7 @@ class Lease:
                 self._refresh(consumer)
                 self._hand_over(messages)
             consumer.close()
-        except KafkaException as error:
+        except Exception as error:  # noqa: BLE001 (a thread's only way to be heard)
             self._tell(Failed(error))
         finally:
             self._regrant(Grant())
@@ -193,35 +195,39 @@ class Lease:
         if not _has_generation(metadata):
             metadata = None
         if metadata != self._grant.metadata:
-            self._regrant(Grant(self._grant.partitions, metadata))
+            self._regrant(Grant(self._grant.tenures, metadata))
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        added = frozenset(partition.partition for partition in partitions)
+        added = frozenset(Tenure(one.partition, next(self._terms)) for one in partitions)
         for partition in partitions:
             partition.offset = BEGINNING  # the topic is a table: all of it is needed
         consumer.incremental_assign(partitions)
-        self._regrant(Grant(self._grant.partitions | added, self._grant.metadata))
+        self._regrant(Grant(self._grant.tenures | added, self._grant.metadata))
         self._refresh(consumer)
         if added:
-            log.info("lease.assigned", partitions=sorted(added))
+            log.info("lease.assigned", partitions=_numbers(added))
             self._tell(Assigned(added))
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        gone = frozenset(partition.partition for partition in partitions)
+        gone = self._tenures_of(partitions)
         if gone and not self._stopping.is_set():
             revoked = Revoked(gone)
             self._tell(revoked)
             in_time = revoked.released.wait(HANDOVER_BUDGET_S)
-            log.info("lease.revoked", partitions=sorted(gone), drained=in_time)
-        self._regrant(Grant(self._grant.partitions - gone, self._grant.metadata))
+            log.info("lease.revoked", partitions=_numbers(gone), drained=in_time)
+        self._regrant(Grant(self._grant.tenures - gone, self._grant.metadata))
         consumer.incremental_unassign(partitions)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        gone = frozenset(partition.partition for partition in partitions)
-        self._regrant(Grant(self._grant.partitions - gone, None))
-        log.warning("lease.lost", partitions=sorted(gone))
+        gone = self._tenures_of(partitions)
+        self._regrant(Grant(self._grant.tenures - gone, None))
+        log.warning("lease.lost", partitions=_numbers(gone))
         self._tell(Lost(gone))
         consumer.incremental_unassign(partitions)
+
+    def _tenures_of(self, partitions: list[TopicPartition]) -> frozenset[Tenure]:
+        numbers = {partition.partition for partition in partitions}
+        return frozenset(tenure for tenure in self._grant.tenures if tenure.partition in numbers)
 
     def _regrant(self, grant: Grant) -> None:
         self._grant = grant
@@ -234,6 +240,10 @@ class Lease:
         # A closed loop means that the process is ending and nobody listens.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call)
+
+
+def _numbers(tenures: frozenset[Tenure]) -> list[int]:
+    return sorted(tenure.partition for tenure in tenures)
 
 
 def _has_generation(metadata: bytes | None) -> bool:

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from connector.model import ControlRecord, DeadLetter, Event, Status, StreamId
+from connector.model import ControlRecord, DeadLetter, Event, Status, StreamId, Tenure
 
 
 @dataclass(slots=True, kw_only=True)
@@ -15,7 +15,7 @@ class Entry:
     """What must become visible together, in the order in which entries are put.
 
     Attributes:
-        partition: the control partition whose lease covers it.
+        tenure: the ownership under which it was read, and may be written.
         stream: whose statuses and position these are.
         version: version of the predicate set in force for the statuses.
         cursor: the stream's cursor after the statuses.
@@ -24,7 +24,7 @@ class Entry:
         moves: control records to be written again to another partition: (record, partition).
     """
 
-    partition: int
+    tenure: Tenure
     stream: StreamId | None = None
     statuses: Sequence[Status] = ()
     version: str | None = None
@@ -60,7 +60,7 @@ class Outbox:
         self._drained = asyncio.Event()
         self._drained.set()
         self._closed = False
-        self._unsettled: Counter[int] = Counter()
+        self._unsettled: Counter[Tenure] = Counter()
         self._settled = asyncio.Event()
 
     @property
@@ -71,7 +71,7 @@ class Outbox:
     def put(self, entry: Entry) -> None:
         """Add *entry* at once; whoever reads then awaits `room` before reading on."""
         self._entries.append(entry)
-        self._unsettled[entry.partition] += 1
+        self._unsettled[entry.tenure] += 1
         self._size_bytes += entry.size_bytes
         self._filled.set()
         if self._size_bytes > self.capacity_bytes:
@@ -81,11 +81,12 @@ class Outbox:
         """Return when reading may go on."""
         await self._drained.wait()
 
-    async def written(self, partition: int) -> None:
-        """Return when all entries put for *partition* are settled."""
-        while self._unsettled[partition] > 0:
+    async def written(self, tenure: Tenure) -> None:
+        """Return when all entries put under *tenure* are settled."""
+        while self._unsettled[tenure] > 0:
             self._settled.clear()
             await self._settled.wait()
+        del self._unsettled[tenure]
 
     async def filled(self) -> bool:
         """Wait for something to write. False when closed and empty: nothing will come."""
@@ -108,7 +109,7 @@ class Outbox:
     def settle(self, entries: Sequence[Entry]) -> None:
         """Forget entries that are in the log, or must never be."""
         self._size_bytes -= sum(entry.size_bytes for entry in entries)
-        self._unsettled.subtract(entry.partition for entry in entries)
+        self._unsettled.subtract(entry.tenure for entry in entries)
         self._settled.set()
         if self._size_bytes <= self.capacity_bytes:
             self._drained.set()
@@ -118,10 +119,10 @@ class Outbox:
         self._entries.extendleft(reversed(entries))
         self._filled.set()
 
-    def drop(self, partition: int) -> None:
+    def drop(self, tenure: Tenure) -> None:
         """Forget what waits under a lease that is lost."""
-        gone = [entry for entry in self._entries if entry.partition == partition]
-        self._entries = deque(entry for entry in self._entries if entry.partition != partition)
+        gone = [entry for entry in self._entries if entry.tenure == tenure]
+        self._entries = deque(entry for entry in self._entries if entry.tenure != tenure)
         self.settle(gone)
 
     def close(self) -> None:

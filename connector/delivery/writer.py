@@ -28,7 +28,7 @@ from connector.delivery import positions, records
 from connector.delivery.outbox import Entry, Outbox
 from connector.delivery.records import Record
 from connector.delivery.restore import Restored
-from connector.model import Grant, Position, StreamId, Topics
+from connector.model import Grant, Position, StreamId, Tenure, Topics
 
 log = structlog.get_logger("connector.writer")
 
@@ -102,7 +102,7 @@ Outcome = Committed | Failed | Recovered
 
 @dataclass(slots=True)
 class _Ledger:
-    """The last committed state of one control partition."""
+    """The last committed state of one owned control partition."""
 
     handled: int
     positions: dict[StreamId, Position]
@@ -114,7 +114,7 @@ class _Batch:
 
     entries: Sequence[Entry]
     metadata: bytes
-    ledgers: Mapping[int, _Ledger]  # as they are once the batch is in the log
+    ledgers: Mapping[Tenure, _Ledger]  # as they are once the batch is in the log
     after_seq: Sequence[int]  # per entry: the stream's seq before it
     moved: frozenset[StreamId]  # streams whose position changes
     mark: str
@@ -141,7 +141,7 @@ class Writer:
     topics: Topics
     commit_interval_s: float
     max_record_bytes: int
-    _ledgers: dict[int, _Ledger] = field(default_factory=dict, init=False)
+    _ledgers: dict[Tenure, _Ledger] = field(default_factory=dict, init=False)
     _producer: Producer | None = field(default=None, init=False)
     _thread: ThreadPoolExecutor = field(init=False)
     _event_ids: Iterator[int] = field(default_factory=itertools.count, init=False)
@@ -155,13 +155,13 @@ class Writer:
         """One per replica: a restarted replica ends the open transaction of its former self."""
         return f"{self.group}-{self.replica}"
 
-    def adopt(self, partition: int, restored: Restored) -> None:
-        """Go on from what the log says about *partition*, now that its lease is ours."""
-        self._ledgers[partition] = _Ledger(restored.handled, dict(restored.positions))
+    def adopt(self, tenure: Tenure, restored: Restored) -> None:
+        """Go on from what the log says about a partition, now that its lease is ours."""
+        self._ledgers[tenure] = _Ledger(restored.handled, dict(restored.positions))
 
-    def abandon(self, partition: int) -> None:
-        """Write nothing more for *partition*."""
-        self._ledgers.pop(partition, None)
+    def abandon(self, tenure: Tenure) -> None:
+        """Write nothing more under *tenure*."""
+        self._ledgers.pop(tenure, None)
 
     async def start(self) -> None:
         """Make the producer, which ends any open transaction of a former self.
@@ -177,7 +177,7 @@ class Writer:
         while await outbox.filled():
             await asyncio.sleep(began_at + self.commit_interval_s - time.monotonic())
             grant = ownership.grant
-            if grant.metadata is None and grant.partitions:
+            if grant.metadata is None and grant.tenures:
                 await ownership.changed()
                 continue
             entries = outbox.take(BATCH_BYTES)
@@ -208,18 +208,18 @@ class Writer:
         await asyncio.to_thread(self._thread.shutdown)
 
     def _may_write(self, entry: Entry, grant: Grant) -> bool:
-        return entry.partition in self._ledgers and entry.partition in grant.partitions
+        return entry.tenure in self._ledgers and entry.tenure in grant.tenures
 
     def _form(self, entries: Sequence[Entry], metadata: bytes) -> _Batch:
         """Number the statuses and work out the state after them; nothing is changed yet."""
-        ledgers: dict[int, _Ledger] = {}
+        ledgers: dict[Tenure, _Ledger] = {}
         after_seq: list[int] = []
         moved: set[StreamId] = set()
         for entry in entries:
-            ledger = ledgers.get(entry.partition)
+            ledger = ledgers.get(entry.tenure)
             if ledger is None:
-                now = self._ledgers[entry.partition]
-                ledger = ledgers[entry.partition] = _Ledger(now.handled, dict(now.positions))
+                now = self._ledgers[entry.tenure]
+                ledger = ledgers[entry.tenure] = _Ledger(now.handled, dict(now.positions))
             if entry.handled is not None:
                 ledger.handled = max(ledger.handled, entry.handled)
             if entry.stream is None:
@@ -244,9 +244,9 @@ class Writer:
 
     def _settle(self, batch: _Batch) -> None:
         """Take the batch's state over, for partitions that are still ours."""
-        for partition, ledger in batch.ledgers.items():
-            if partition in self._ledgers:
-                self._ledgers[partition] = ledger
+        for tenure, ledger in batch.ledgers.items():
+            if tenure in self._ledgers:
+                self._ledgers[tenure] = ledger
 
     async def _recover(self, batch: _Batch) -> bool:
         """Return whether *batch* is in the log, with a fresh producer in place; waits for Kafka."""
@@ -297,7 +297,7 @@ class Writer:
                 ledger.handled,
                 f"{self.transactional_id} {batch.mark}",
             )
-            for partition, ledger in batch.ledgers.items()
+            for (partition, _), ledger in batch.ledgers.items()
         ]
         sent_at = time.monotonic()
         producer.send_offsets_to_transaction(offsets, batch.metadata, _CALL_TIMEOUT_S)
@@ -326,7 +326,7 @@ class Writer:
                 yield records.of_dead_letter(self.topics.dlq, letter)
             for moved, partition in entry.moves:
                 yield Record(self.topics.predicates, moved.value, moved.key, [], partition)
-        for partition, ledger in batch.ledgers.items():
+        for (partition, _), ledger in batch.ledgers.items():
             for stream in batch.moved & ledger.positions.keys():
                 encoded = positions.encode(ledger.positions[stream])
                 yield Record(self.topics.positions, encoded, stream, [], partition)
@@ -342,7 +342,7 @@ class Writer:
         )
         try:
             # All of them: another replica may have taken one over and left its own mark there.
-            control = [TopicPartition(self.topics.predicates, p) for p in batch.ledgers]
+            control = [TopicPartition(self.topics.predicates, p) for p, _ in batch.ledgers]
             found = consumer.committed(control, timeout=_CALL_TIMEOUT_S)
             for partition in found:
                 if partition.error is not None:

@@ -84,7 +84,10 @@ class HttpConnect:
 
     async def __call__(self, target: Target, form: Mapping[str, str]) -> AsyncGenerator[Opened | bytes, None]:
         """Open one connection; see `Connect`."""
-        authorization = target.authorization()
+        try:
+            authorization = target.authorization()
+        except (OSError, ValueError) as error:  # a secret's file that is being rotated, say
+            raise Disconnected(f"no credentials: {error}") from error
         request = self._client.build_request(
             "POST",
             target.url,
@@ -103,7 +106,7 @@ class HttpConnect:
                     yield chunk
         except httpx.ReadTimeout:
             raise Disconnected(f"stalled: silent for {target.stall_timeout_s:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
             # Bad chunk sizes and oversize headers pass the transport's own mapping by.
             raise Disconnected((str(error) or type(error).__name__)[:300]) from error
 
