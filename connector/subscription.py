@@ -192,6 +192,7 @@ class Subscription:
         for action in actions:
             self._act(action)
         if self.phase is not before:
+            self._tell_live()
             log.debug("handover.moved", stream=self.stream, signal=signal.name, to=self.phase.name)
             self._wake.set()
 
@@ -217,6 +218,9 @@ class Subscription:
                 _stop(self._candidate)
                 self._active = self._candidate = self._overlap = self._forget_at = None
                 self._dark_since = None
+
+    def _tell_live(self) -> None:
+        self.metrics.live(self.stream, is_live=self._active is not None and self._active.live)
 
     def _start(self) -> _Side:
         self._connections += 1
@@ -247,6 +251,7 @@ class Subscription:
                 self._signal(Signal.CANDIDATE_CONNECTED if is_candidate else Signal.ACTIVE_CONNECTED)
             case Live():
                 side.live = True
+                self._tell_live()
                 self.metrics.connected(self.stream)
                 self.outbox.put(self._entry(events=[self._event("connection.live", side)]))
                 if is_candidate:

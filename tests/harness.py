@@ -261,6 +261,16 @@ class Connector:
         self.process = None
         return code, time.monotonic() - at
 
+    def pause(self) -> None:
+        """Freeze it, as a machine does that swaps or is suspended."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Wake it up again."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
     def logged(self, event: str = "") -> list[dict[str, Any]]:
         """Return what was logged, by all starts."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
@@ -277,6 +287,10 @@ class Connector:
             return refused.code, refused.read().decode()
         except (urllib.error.URLError, ConnectionError):
             return 0, ""
+
+    def owns_live_stream(self) -> bool:
+        """Whether the stream is this replica's, and flowing."""
+        return f'connector_stream_live{{stream="{STREAM}"}} 1.0' in self.ops("/metrics")[1]
 
     def is_ready(self) -> bool:
         """Whether ``/readyz`` says so."""

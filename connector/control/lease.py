@@ -209,6 +209,9 @@ class Lease:
             self._tell(Assigned(added))
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        # The generation that takes the partitions away has begun, and gives them to nobody before we
+        # let go of them: its metadata is what the last commit needs.
+        self._refresh(consumer)
         gone = self._tenures_of(partitions)
         if gone and not self._stopping.is_set():
             revoked = Revoked(gone)

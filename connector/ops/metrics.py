@@ -37,6 +37,12 @@ class Metrics:
         self._suppressed = counter(
             "duplicates_suppressed", "Statuses that two connections brought.", "stream"
         )
+        self._live = Gauge(
+            "connector_stream_live",
+            "1 while the stream runs here and its connection lives.",
+            ["stream"],
+            registry=self._registry,
+        )
         self._statuses = counter("statuses_committed", "Statuses visible on the topic.", "stream")
         self._dead_letters = counter("dead_letters", "Records on the dead-letter topic.", "reason")
         self._failures = counter("transactions_failed", "Transactions not committed.", "code")
@@ -60,6 +66,10 @@ class Metrics:
     def connected(self, stream: StreamId) -> None:
         """Count a connection that came to life."""
         self._connections.labels(stream).inc()
+
+    def live(self, stream: StreamId, *, is_live: bool) -> None:
+        """Say whether the stream's connection lives."""
+        self._live.labels(stream).set(is_live)
 
     def lost(self, stream: StreamId, cut_bytes: int) -> None:
         """Count a lost connection and the unfinished frame that went with it."""

@@ -220,3 +220,45 @@ def test_other_clients_partitioners_reach_the_stream_all_the_same(kafka: Kafka, 
         assert len(kafka.events("predicates.rerouted")) == 5
         expected = ",".join(sorted(["kafka", *(f"word{partition}" for partition in range(6))]))
         assert upstream.connections()[-1]["track"] == expected
+
+
+def test_another_replica_takes_over_where_its_owner_stopped(kafka: Kafka, tmp_path: Path) -> None:
+    """After SIGTERM at once, after SIGKILL when its session ends, after SIGSTOP although it comes back."""
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+    with Upstream("--rate", "200", "--connects", "1000", "--max-connections", "4") as upstream:
+        streams = {STREAM: stream(upstream.url, override=RESUME)}
+        with (
+            Connector(folders[0], kafka, streams, replica="a") as first,
+            Connector(folders[1], kafka, streams, replica="b") as second,
+        ):
+            first.create_topics().start()
+            second.start()
+            kafka.publish(STREAM, {"track": ["kafka", "python"]})
+            owner, standby = first, second
+            for signum in (signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP):
+                eventually(lambda: any(one.owns_live_stream() for one in (first, second)), "an owner")
+                owner, standby = (first, second) if first.owns_live_stream() else (second, first)
+                eventually(standby.is_ready, "a standby is ready")
+                seen = len(kafka.delivered())
+                eventually(lambda least=seen + 50: len(kafka.delivered()) > least, "a flow")
+                if signum is signal.SIGSTOP:
+                    owner.pause()
+                else:
+                    owner.stop(signum)
+                eventually(standby.owns_live_stream, "the standby took over")
+                seen = len(kafka.delivered())
+                eventually(lambda least=seen + 50: len(kafka.delivered()) > least, "a flow after takeover")
+                if signum is signal.SIGSTOP:
+                    owner.go_on()
+                else:
+                    owner.start()
+            eventually(lambda: first.is_ready() and second.is_ready(), "both are well")
+            await_complete(kafka, upstream)
+            assert first.stop()[0] == 0
+            assert second.stop()[0] == 0
+            assert list(kafka.answers().values()) == [["accepted", "applied"]]
+            revoked = first.logged("lease.revoked") + second.logged("lease.revoked")
+            assert revoked, "a joining replica takes partitions over from a living one"
+            assert all(one["drained"] for one in revoked)
