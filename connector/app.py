@@ -63,7 +63,10 @@ async def run(settings: Settings) -> int:
         settings.kafka.topics.predicates,
     )
     ops = settings.ops
-    is_alive = lambda: lease.silent_s < MAX_POLL_INTERVAL_S  # noqa: E731
+
+    def is_alive() -> bool:
+        return lease.silent_s < MAX_POLL_INTERVAL_S
+
     async with serve(ops.host, ops.port, health, metrics, is_alive) as port:
         log.info(
             "connector.started",
@@ -81,8 +84,8 @@ async def run(settings: Settings) -> int:
             await asyncio.wait([work], timeout=DRAIN_BUDGET_S)
         if not work.done():
             log.error("connector.stopped_undrained", budget_s=DRAIN_BUDGET_S)
-            # Threads may be waiting for brokers that are gone; what was not committed is read
-            # again, or reported missing, by the next owner.
+            # Threads may be waiting for brokers that are gone. What was not committed is read again by
+            # the next owner, where the upstream can resume.
             os._exit(1)
         work.result()
     log.info("connector.stopped")
@@ -114,10 +117,8 @@ async def _work(
             lambda: asyncio.to_thread(cluster.verify, needed, names.statuses, longest), health, stop
         )
         await _until_reached(writer.start, health, stop)
-    except asyncio.CancelledError:
-        if stop.is_set():
-            return
-        raise
+    except _Stopped:
+        return
     outbox = Outbox(settings.delivery.outbox_bytes)
     connect = HttpConnect()
 
@@ -180,11 +181,15 @@ async def _probe(cluster: topics.Cluster, health: Health) -> None:
         await asyncio.sleep(_PROBE_INTERVAL_S)
 
 
+class _Stopped(Exception):
+    """Told to stop before there was anything to stop."""
+
+
 async def _until_reached(attempt: Callable[[], Awaitable[_T]], health: Health, stop: asyncio.Event) -> _T:
     """Repeat *attempt* until Kafka answers.
 
     Raises:
-        asyncio.CancelledError: *stop* was set meanwhile.
+        _Stopped: *stop* was set meanwhile.
         KafkaException: Kafka refused in a way that waiting does not mend.
     """
     delay_s = 0.25
@@ -202,7 +207,7 @@ async def _until_reached(attempt: Callable[[], Awaitable[_T]], health: Health, s
             await asyncio.wait_for(stop.wait(), delay_s)
         except TimeoutError:
             delay_s = min(5.0, 2 * delay_s)
-    raise asyncio.CancelledError
+    raise _Stopped
 
 
 def _reason(error: KafkaException) -> str:

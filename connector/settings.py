@@ -221,10 +221,11 @@ class KafkaSettings(_Group):
     group: Name = "connector"
     """Consumer group on the control topic; replicas of one connector share it."""
 
-    session_timeout_s: Annotated[float, Field(ge=1, le=300)] = 10.0
+    session_timeout_s: Annotated[float, Field(ge=1, le=30)] = 10.0
     """Silence after which a replica counts as dead and others take its streams over, in seconds.
 
-    Brokers refuse less than their ``group.min.session.timeout.ms``, 6 s by default.
+    Brokers refuse less than their ``group.min.session.timeout.ms``, 6 s by default; above 30 s the group
+    would sooner miss a stuck process than a dead one.
     """
 
     client: dict[str, str | int | float | bool] = {}

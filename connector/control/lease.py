@@ -107,7 +107,7 @@ class Lease:
         self._granted = asyncio.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
-        self._polled_at = time.monotonic()
+        self._polled_at = 0.0
 
     @property
     def grant(self) -> Grant:
@@ -121,12 +121,13 @@ class Lease:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the poll thread last came round."""
-        return time.monotonic() - self._polled_at
+        """Seconds since the poll thread last came round; 0 while it does not run."""
+        return time.monotonic() - self._polled_at if self._thread.is_alive() else 0.0
 
     def start(self) -> None:
         """Join the group."""
         self._loop = asyncio.get_running_loop()
+        self._polled_at = time.monotonic()
         self._thread.start()
 
     async def events(self) -> AsyncGenerator[LeaseEvent, None]:

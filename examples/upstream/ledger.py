@@ -17,7 +17,7 @@ owed nevertheless, since a client that must not lose it resumes with ``since_seq
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Ledger:
 
     def as_json(self) -> list[dict[str, object]]:
         """Return the connections as plain objects."""
-        return [asdict(connection) for connection in self.connections]
+        return [{f.name: getattr(c, f.name) for f in fields(c)} for c in self.connections]
 
 
 def owed(connections: Iterable[Connection]) -> dict[int, int]:

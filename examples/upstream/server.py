@@ -15,7 +15,7 @@ from .clock import Clock
 from .ledger import Connection, Ledger, owed, sent
 from .statuses import status
 from .streaming import ADMIN_LOGOUT, SERVER_STOPPED, Publisher
-from .subscription import RefusedError, Subscription
+from .subscription import Refused, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,7 +86,7 @@ class Upstream:
         parameters |= {k: v for k, v in (await request.post()).items() if isinstance(v, str)}
         try:
             subscription = Subscription.parse(parameters)
-        except RefusedError as refused:
+        except Refused as refused:
             return web.Response(status=refused.status, text=f"{refused}\n")
         connection = self._register(user, subscription)
         return await self._publisher.serve(request, subscription, connection)

@@ -15,7 +15,7 @@ MAX_TRACK = 400
 MAX_FOLLOW = 5_000
 
 
-class RefusedError(Exception):
+class Refused(Exception):
     """The request cannot be served, now or later.
 
     Attributes:
@@ -50,15 +50,15 @@ class Subscription:
         """Read the parameters of a request.
 
         Raises:
-            RefusedError: they ask for nothing, for too much, or make no sense.
+            Refused: they ask for nothing, for too much, or make no sense.
         """
         track, follow = parameters.get("track", ""), parameters.get("follow", "")
         by_length = parameters.get("delimited") == "length"
         predicates = Predicates.parse(track, follow)
         if not (predicates.track_count or predicates.users):
-            raise RefusedError(406, "At least one of track and follow is needed.")
+            raise Refused(406, "At least one of track and follow is needed.")
         if predicates.track_count > MAX_TRACK or len(predicates.users) > MAX_FOLLOW:
-            raise RefusedError(413, f"At most {MAX_TRACK} track and {MAX_FOLLOW} follow.")
+            raise Refused(413, f"At most {MAX_TRACK} track and {MAX_FOLLOW} follow.")
         return cls(
             track=track,
             follow=follow,
@@ -72,5 +72,5 @@ def _since_seq(value: str | None) -> int | None:
     if value is None:
         return None
     if not (value.isascii() and value.isdigit() and len(value) <= 18):
-        raise RefusedError(400, "since_seq must be the number of a status, or 0.")
+        raise Refused(400, "since_seq must be the number of a status, or 0.")
     return int(value)

@@ -1,0 +1,205 @@
+"""A frame becomes a status with the upstream's own bytes, an announcement, or a dead letter; never an error."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connector.model import Status
+from connector.stream import dialect
+from connector.stream.messages import Decoder, Malformed, Messages
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+def decoder(**override: object) -> Decoder:
+    return Decoder(dialect.load("twitter-v1", override))
+
+
+TWITTER = decoder()
+RESUMING = decoder(messages={"id": "/data/id"}, resume={"parameter": "after", "cursor": "/data/position/at"})
+
+
+def reasons(messages: Messages) -> list[tuple[str, bytes]]:
+    return [(bad.reason, bad.frame) for bad in messages.malformed]
+
+
+def test_no_frames_are_no_messages():
+    assert TWITTER.decode([]) == Messages()
+
+
+def test_a_status_keeps_its_bytes_and_its_id():
+    frame = b'{ "id_str" :"1050118621198921728","id":1050118621198921728, "text":"caf\\u00e9 \xe2\x80\xa8" }'
+    (status,) = TWITTER.decode([frame]).statuses
+    assert status.id == "1050118621198921728"
+    assert status.body is frame
+
+
+def test_a_status_beside_a_bad_frame_keeps_its_bytes_too():
+    frame = b'{"id_str": "1"}'
+    (status,) = TWITTER.decode([frame, b"bad"]).statuses
+    assert status.body is frame
+
+
+def test_an_id_may_be_escaped():
+    (status,) = TWITTER.decode([b'{"id_str":"\\u0031\\u00e9"}']).statuses
+    assert status.id == "1é"
+
+
+@pytest.mark.parametrize(
+    ("pointer", "frame"),
+    [
+        ("/id", b'{"id":"7"}'),
+        ("/data/id", b'{"data":{"id":"7","x":[]}}'),
+        ("/a/b/c/d", b'{"a":{"b":{"c":{"d":"7"}}}}'),
+        ("/a~1b/c~0d", b'{"a/b":{"c~d":"7"}}'),
+        ("/class/def-1", b'{"class":{"def-1":"7"}}'),
+        ("/naïve/__class__", '{"naïve":{"__class__":"7"}}'.encode()),
+    ],
+)
+def test_an_id_is_found_by_its_pointer(pointer, frame):
+    messages = decoder(messages={"id": pointer, "disconnect": None}).decode([frame])
+    assert messages.statuses == [Status("7", frame)]
+
+
+@pytest.mark.parametrize("frame", [b'{"data":{}}', b'{"data":[]}', b'{"data":"7"}', b'{"id":"7"}', b"{}"])
+def test_a_pointer_that_leads_nowhere_finds_no_id(frame):
+    messages = decoder(messages={"id": "/data/id", "disconnect": None}).decode([frame])
+    assert reasons(messages) == [("no_id", frame)]
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (b"not json", "not_json"),
+        (b'{"id_str":"1"', "not_json"),
+        (b'{"id_str":"1"} {"id_str":"2"}', "not_json"),
+        (b'{"id_str":"1","text":NaN}', "not_json"),
+        (b'\xef\xbb\xbf{"id_str":"1"}', "not_json"),
+        (b"\xff\xfe", "not_json"),
+        (b'{"id_str":"1","text":"\xff"}', "not_json"),  # in a member the decoder skips
+        (b'{"id_str":"1","text":"\xed\xa0\x80"}', "not_json"),
+        (b'{"id_str":"\xff"}', "not_json"),
+        (b'{"id_str":"\\ud800"}', "not_json"),
+        (DEEP, "not_json"),
+        (b'{"id_str":"1","x":%b}' % DEEP, "not_json"),
+        (b"1" * 5000, "not_json"),
+        (b"{}", "no_id"),
+        (b'{"text":"kafka"}', "no_id"),
+        (b'{"id_str":""}', "no_id"),
+        (b'{"id_str":1}', "no_id"),
+        (b'{"id_str":null}', "no_id"),
+        (b'{"id_str":["1"]}', "no_id"),
+        (b"null", "no_id"),
+        (b'"1"', "no_id"),
+        (b'[{"id_str":"1"}]', "no_id"),
+        (b'{"limit":{"track":5}}', "no_id"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_what_is_no_status_is_kept_whole_with_the_reason(frame, reason):
+    for frames in ([frame], [b'{"id_str":"0"}', frame]):
+        messages = TWITTER.decode(frames)
+        assert reasons(messages) == [(reason, frame)]
+        assert messages.malformed[0].frame is frame
+        assert messages.malformed[0].detail
+        assert messages.disconnect is None
+
+
+def test_bytes_that_only_together_are_utf8_are_not():
+    """Frames are checked in one go; a letter cut in two must not be glued together again."""
+    halves = [b'{"id_str":"1","text":"\xc3', b'\xa9"}']
+    assert reasons(TWITTER.decode(halves)) == [("not_json", half) for half in halves]
+
+
+def test_a_dead_letters_detail_is_short():
+    frame = json.dumps({"id_str": 5, "x" * 5000: 1}).encode()
+    assert all(len(bad.detail) <= 200 for bad in TWITTER.decode([frame, b"x" * 5000]).malformed)
+
+
+def test_a_disconnect_notice_is_no_dead_letter():
+    frames = [b'{"id_str":"1"}', b'{"disconnect":{"code":4,"reason":"duplicate"}}']
+    messages = TWITTER.decode(frames)
+    assert messages.statuses == [Status("1", frames[0])]
+    assert messages.malformed == []
+    assert messages.disconnect == '{"code":4,"reason":"duplicate"}'
+
+
+def test_a_disconnect_notice_is_cut_when_long():
+    notice = TWITTER.decode([json.dumps({"disconnect": {"reason": "x" * 5000}}).encode()]).disconnect
+    assert notice is not None
+    assert len(notice) == 200
+
+
+def test_a_status_that_speaks_of_a_disconnect_is_a_status():
+    frame = b'{"disconnect":{"code":4},"id_str":"1"}'
+    messages = TWITTER.decode([frame])
+    assert messages.statuses == [Status("1", frame)]
+    assert messages.disconnect is None
+
+
+def test_a_dialect_without_disconnect_notices_has_none():
+    messages = decoder(messages={"disconnect": None}).decode([b'{"disconnect":{"code":4}}'])
+    assert messages.disconnect is None
+    assert [bad.reason for bad in messages.malformed] == ["no_id"]
+
+
+def test_a_cursor_stands_after_as_many_statuses_as_asked_for():
+    frames = [b'{"data":{"id":"%d","position":{"at":%d}}}' % (at, at * 10) for at in range(3)]
+    messages = RESUMING.decode(frames)
+    assert [messages.cursor_after(count) for count in range(4)] == [None, "0", "10", "20"]
+
+
+def test_a_cursor_may_be_text():
+    messages = RESUMING.decode([b'{"data":{"id":"1","position":{"at":"p-1"}}}'])
+    assert messages.cursor_after(1) == "p-1"
+
+
+def test_cursors_count_good_statuses_alone():
+    good = [b'{"data":{"id":"%d","position":{"at":%d}}}' % (at, at) for at in (1, 2)]
+    messages = RESUMING.decode([b"bad", good[0], b"{}", good[1]])
+    assert [messages.cursor_after(count) for count in (1, 2)] == ["1", "2"]
+
+
+@pytest.mark.parametrize("at", [b"null", b"1.5", b"true", b"[]", b"{}"])
+def test_a_status_without_a_usable_cursor_is_none(at):
+    frame = b'{"data":{"id":"1","position":{"at":%b}}}' % at
+    messages = RESUMING.decode([frame])
+    assert not messages.statuses
+    assert [bad.frame for bad in messages.malformed] == [frame]
+
+
+def test_a_dialect_that_cannot_resume_has_no_cursor():
+    messages = TWITTER.decode([b'{"id_str":"1"}'])
+    assert messages.cursor_after(0) is None
+    assert messages.cursor_after(1) is None
+
+
+good = st.integers(0, 99).map(lambda number: b'{"id_str":"%d"}' % number)
+bad = st.sampled_from(
+    [b"[", b"{}", b'{"id_str":""}', b'{"id_str":7}', b'{"id_str":"7","x":"\xff"}', b"[" * 50_000]
+)
+
+
+@given(st.lists(st.tuples(good, st.just(True)) | st.tuples(bad, st.just(False)), max_size=12))
+def test_a_mixed_chunk_keeps_every_frame_in_order(mixed):
+    messages = TWITTER.decode([frame for frame, _ in mixed])
+    assert [status.body for status in messages.statuses] == [frame for frame, is_good in mixed if is_good]
+    assert [letter.frame for letter in messages.malformed] == [frame for frame, is_good in mixed if not is_good]
+
+
+members = st.dictionaries(st.sampled_from(["id_str", "disconnect", "x"]), st.none() | st.text() | st.integers())
+
+
+@given(st.lists(st.binary() | members.map(lambda one: json.dumps(one).encode()), max_size=8))
+def test_every_frame_becomes_exactly_one_thing(frames):
+    messages = TWITTER.decode(frames)
+    bodies = [status.body for status in messages.statuses] + [letter.frame for letter in messages.malformed]
+    for body in bodies:
+        frames.remove(body)
+    assert all(b"disconnect" in frame for frame in frames)
+    assert all(isinstance(status.id, str) and status.id for status in messages.statuses)
+    assert all(isinstance(letter, Malformed) for letter in messages.malformed)
