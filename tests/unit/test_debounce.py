@@ -20,9 +20,17 @@ def waiting(pending: int, *, min_s: float = 120, max_s: float = 600, restarted_a
 @pytest.mark.parametrize(
     ("pending", "distance_s"),
     [
-        (0, 600), (10, 440), (20, 370), (30, 320), (40, 280),
-        (50, 240), (60, 210), (70, 180), (80, 150), (90, 120),
-    ],  # fmt: skip
+        (0, 600),
+        (10, 440),
+        (20, 370),
+        (30, 320),
+        (40, 280),
+        (50, 240),
+        (60, 210),
+        (70, 180),
+        (80, 150),
+        (90, 120),
+    ],
 )
 def test_the_distance_is_that_of_the_table(pending, distance_s):
     debounce = waiting(pending)

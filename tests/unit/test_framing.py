@@ -296,7 +296,9 @@ def test_an_absurd_length_takes_no_memory():
 # --- Both ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("framer", [LineFramer(b"\r\n", 1 << 22), LengthFramer(1 << 22)], ids=["lines", "length"])
+@pytest.mark.parametrize(
+    "framer", [LineFramer(b"\r\n", 1 << 22), LengthFramer(1 << 22)], ids=["lines", "length"]
+)
 def test_a_large_frame_in_tiny_chunks_is_read_in_linear_time(framer):
     """Searching or copying from the start at every byte would take a terabyte of work here: no end."""
     body = b"x" * 2_000_000

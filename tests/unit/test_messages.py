@@ -1,4 +1,4 @@
-"""A frame becomes a status with the upstream's own bytes, an announcement, or a dead letter; never an error."""
+"""A frame becomes a status with the upstream's own bytes, a notice, or a dead letter; never an error."""
 
 from __future__ import annotations
 
@@ -188,10 +188,14 @@ bad = st.sampled_from(
 def test_a_mixed_chunk_keeps_every_frame_in_order(mixed):
     messages = TWITTER.decode([frame for frame, _ in mixed])
     assert [status.body for status in messages.statuses] == [frame for frame, is_good in mixed if is_good]
-    assert [letter.frame for letter in messages.malformed] == [frame for frame, is_good in mixed if not is_good]
+    assert [letter.frame for letter in messages.malformed] == [
+        frame for frame, is_good in mixed if not is_good
+    ]
 
 
-members = st.dictionaries(st.sampled_from(["id_str", "disconnect", "x"]), st.none() | st.text() | st.integers())
+members = st.dictionaries(
+    st.sampled_from(["id_str", "disconnect", "x"]), st.none() | st.text() | st.integers()
+)
 
 
 @given(st.lists(st.binary() | members.map(lambda one: json.dumps(one).encode()), max_size=8))

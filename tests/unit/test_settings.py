@@ -1,0 +1,203 @@
+"""Wrong configurations end with exit code 2 and every mistake named at its place, offline."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from connector.cli import main
+from connector.errors import ConfigurationError
+from connector.settings import BasicAuth, BearerAuth, load
+
+ROOT = Path(__file__).parent.parent.parent
+SECRET = "hunter2-and-more"
+GOOD = {
+    "kafka": {"bootstrap_servers": "127.0.0.1:9092"},
+    "streams": {"tech": {"url": "http://127.0.0.1:1/stream"}},
+}
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's own variables configure nothing here."""
+    for name in os.environ:
+        if name.startswith("CONNECTOR_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def config(tmp_path: Path):
+    """Return a writer of configuration files: a dict, or text as it is."""
+
+    def write(content: object) -> Path:
+        path = tmp_path / "connector.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+def with_stream(**settings: object) -> dict[str, object]:
+    return {**GOOD, "streams": {"tech": {**GOOD["streams"]["tech"], **settings}}}
+
+
+BROKEN = {
+    "nothing at all": ({}, ["kafka: is missing", "streams: is missing"]),
+    "no streams": ({**GOOD, "streams": {}}, ["streams: "]),
+    "misspelt settings": (
+        {"kafka": {"bootstrap_server": "a:1"}, "streams": {"tech": {"uri": "http://a/"}}, "opps": {}},
+        [
+            "kafka.bootstrap_servers: is missing",
+            "kafka.bootstrap_server: no such setting; did you mean bootstrap_servers?",
+            "streams.tech.url: is missing",
+            "streams.tech.uri: no such setting; did you mean url?",
+            "opps: no such setting; did you mean ops?",
+        ],
+    ),
+    "addresses": (
+        {"kafka": {"bootstrap_servers": "localhost"}, "streams": {"tech": {"url": "stream.example.com"}}},
+        ["kafka.bootstrap_servers: expected host:port", "streams.tech.url: input should be a valid URL"],
+    ),
+    "a dialect nobody knows": (with_stream(dialect="gopher"), ["streams.tech.dialect: no such dialect"]),
+    "overrides that do not fit": (
+        with_stream(override={"framing": {"kind": "smoke"}, "liveness": {"stall_timeout_s": 0}, "wings": 2}),
+        [
+            "streams.tech.override.framing.kind: input should be 'length' or 'lines'",
+            "streams.tech.override.liveness.stall_timeout_s: input should be greater than 0",
+            "streams.tech.override.wings: no such setting",
+        ],
+    ),
+    "no secret": (
+        with_stream(auth={"kind": "bearer"}),
+        ["streams.tech.auth: give exactly one of token and token_file"],
+    ),
+    "two secrets, one unreadable": (
+        with_stream(auth={"kind": "basic", "username": "u", "password": SECRET, "password_file": "/nowhere"}),
+        ["streams.tech.auth.password_file: cannot read /nowhere: No such file or directory"],
+    ),
+    "librdkafka properties": (
+        {**GOOD, "kafka": {"bootstrap_servers": "a:1", "client": {"sasl.mechanizm": "PLAIN"}}},
+        ['kafka.client: No such configuration property: "sasl.mechanizm"'],
+    ),
+    "properties that are ours": (
+        {**GOOD, "kafka": {"bootstrap_servers": "a:1", "client": {"isolation.level": "read_uncommitted"}}},
+        ["kafka.client: the connector sets these itself: isolation.level"],
+    ),
+    "numbers": (
+        {**with_stream(debounce={"min_s": 9, "max_s": 1}), "ops": {"port": "many"}},
+        ["streams.tech.debounce: min_s (9) is above max_s (1)", "ops.port: input should be a valid integer"],
+    ),
+    "a stream's name": (
+        {**GOOD, "streams": {"tech/a": GOOD["streams"]["tech"]}},
+        ["streams.tech/a: 'tech/a' may hold only letters, digits, dots, dashes and underscores"],
+    ),
+    "topics of one name": (
+        {**GOOD, "kafka": {"bootstrap_servers": "a:1", "topics": {"statuses": "x", "events": "x"}}},
+        ["kafka.topics: each of the five topics needs a name of its own"],
+    ),
+    "a key twice": ("kafka: {}\nkafka: {}\n", ["line 2, column 1: not YAML: 'kafka' stands twice"]),
+    "no YAML": ("kafka: [", ["not YAML"]),
+    "a list": ("- kafka\n", ["expected settings by name at the top"]),
+}
+
+
+@pytest.mark.parametrize(("content", "mistakes"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_configuration_ends_with_2_and_names_every_mistake(config, content, mistakes) -> None:
+    """Also no line more than there are mistakes, and no secret among them."""
+    result = CliRunner().invoke(main, ["run", "--config", str(config(content))])
+    assert result.exit_code == 2
+    told = result.output.splitlines()
+    for mistake in mistakes:
+        assert any(mistake in line for line in told), f"{mistake!r} is not among {told}"
+    assert len(told) == len(mistakes)
+    assert SECRET not in result.output
+
+
+def test_a_file_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["run", "--config", str(tmp_path / "nowhere.yaml")])
+    assert result.exit_code == 2
+    assert "nowhere.yaml: cannot be read: No such file or directory" in result.output
+
+
+def test_misspelt_variables_are_mistakes_too(config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the top, where pydantic-settings ignores them, and below."""
+    monkeypatch.setenv("CONNECTOR_KAFAK__GROUP", "x")
+    monkeypatch.setenv("CONNECTOR_KAFKA__GRUOP", "x")
+    monkeypatch.setenv("CONNECTOR_OPS__PORT", "99999")
+    with pytest.raises(ConfigurationError) as raised:
+        load(config(GOOD))
+    assert sorted(raised.value.mistakes) == [
+        "CONNECTOR_KAFAK__GROUP: no such setting; did you mean CONNECTOR_KAFKA?",
+        "kafka.gruop: no such setting; did you mean group?",
+        "ops.port: input should be less than or equal to 65535",
+    ]
+
+
+def test_the_environment_wins_over_the_file_and_suffices_alone(
+    config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONNECTOR_KAFKA__BOOTSTRAP_SERVERS", "other:1")
+    assert load(config(GOOD)).kafka.bootstrap_servers == "other:1"
+    monkeypatch.setenv("CONNECTOR_STREAMS__TECH__URL", "http://127.0.0.1:2/")
+    monkeypatch.setenv("CONNECTOR_STREAMS__TECH__DEBOUNCE__MIN_S", "7")
+    alone = load(None)
+    assert str(alone.streams["tech"].url) == "http://127.0.0.1:2/"
+    assert alone.streams["tech"].debounce.min_s == 7
+
+
+def test_a_secrets_file_is_read_anew_at_every_use(tmp_path: Path) -> None:
+    """So a rotated secret needs no restart."""
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    auth = BearerAuth(kind="bearer", token_file=file)
+    assert auth.authorization() == "Bearer first"
+    file.write_text("second\n")
+    assert auth.authorization() == "Bearer second"
+
+
+def test_a_secret_with_a_line_break_never_becomes_a_header() -> None:
+    """It would be one header more than meant."""
+    with pytest.raises(ValueError, match="control characters"):
+        BearerAuth(kind="bearer", token="a\r\nx-admin: 1").authorization()
+
+
+def test_basic_credentials_are_encoded_as_rfc_7617_says() -> None:
+    auth = BasicAuth(kind="basic", username="Aladdin", password="open sesame")
+    assert auth.authorization() == "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="
+
+
+def test_secrets_show_in_no_representation(config) -> None:
+    settings = load(
+        config(
+            {
+                **with_stream(auth={"kind": "bearer", "token": SECRET}),
+                "kafka": {"bootstrap_servers": "a:1", "password": SECRET},
+            }
+        )
+    )
+    assert SECRET not in repr(settings)
+    assert SECRET not in str(settings.model_dump())
+    assert settings.kafka.properties("r")["sasl.password"] == SECRET
+
+
+@pytest.mark.parametrize("path", ["deploy/connector.yaml", "deploy/kubernetes/connector.yaml"])
+def test_the_configurations_we_ship_are_good(path: str, config, tmp_path: Path) -> None:
+    """With the secrets' files where the platform mounts them."""
+    text = (ROOT / path).read_text()
+    for name in ("kafka-password", "upstream-token"):
+        (tmp_path / name).write_text("x")
+    settings = load(config(text.replace("/run/secrets/connector", str(tmp_path))))
+    assert settings.streams["tech"].manners().resume is None
+
+
+def test_the_readme_shows_a_configuration_that_works(config, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    block = readme.split("```yaml\n")[1].split("```")[0]
+    assert len(block.splitlines()) <= 15
+    for name in ("kafka-password", "upstream-token"):
+        (tmp_path / name).write_text("x")
+    load(config(block.replace("/run/secrets", str(tmp_path))))
