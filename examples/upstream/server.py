@@ -138,7 +138,6 @@ class Upstream:
         while lines := [self._line(*pair) for pair in islice(pairs, _LINES_AT_ONCE)]:
             await response.write(b"".join(lines))
             await asyncio.sleep(0)  # statuses are due meanwhile
-        await response.write_eof()
         return response
 
     def _line(self, seq: int, connection: int) -> bytes:

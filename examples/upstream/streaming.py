@@ -55,7 +55,6 @@ class Publisher:
             if connection.close_reason == ADMIN_LOGOUT:
                 notice = framing.disconnect(f"{connection.user}-statuses{connection.id}")
                 await response.write(subscription.frame(notice))
-            await response.write_eof()
         except (OSError, ClientError):
             pass  # the client is gone, and nobody left to tell
         finally:

@@ -158,7 +158,7 @@ async def test_every_status_but_200_is_bad(status: int) -> None:
 
 
 async def test_a_bad_status_needs_no_body() -> None:
-    with pytest.raises(BadStatus, match="^HTTP 503$"):
+    with pytest.raises(BadStatus, match=r"^HTTP 503$"):
         await read(Upstream(httpx.Response(503, stream=Body())))
 
 

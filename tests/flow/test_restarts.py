@@ -1,0 +1,392 @@
+"""A stream's restarts in virtual time: who is connected when, what goes out, what publishers hear."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from random import Random
+
+import pytest
+from scripted import LINES, RESUMABLE, TARGET, Hang, Script, Step, Wait, line, lines, manners
+
+from connector.control.answers import Change
+from connector.control.debounce import Debounce
+from connector.delivery.outbox import Outbox
+from connector.errors import BadStatus, Disconnected
+from connector.model import PredicateSet, Tenure
+from connector.ops.metrics import Metrics
+from connector.stream.connection import Opened
+from connector.stream.handover import Phase
+from connector.stream.reader import Ask, Reader
+from connector.subscription import Subscription
+
+pytestmark = pytest.mark.looptime
+
+OK = Opened()
+
+
+class Story:
+    """One subscription over scripted connections, and what it put into the outbox."""
+
+    def __init__(self, *connections: list[Step], override=LINES, debounce=(2, 2), capacity=1 << 20) -> None:
+        self.script = Script(connections)
+        self.outbox = Outbox(capacity)
+        dialect = manners(override)
+
+        def reader(ask: Callable[[], Ask]) -> Reader:
+            return Reader(connect=self.script, target=TARGET, dialect=dialect, ask=ask, rng=Random(1))
+
+        self.subscription = Subscription(
+            stream="tech",
+            tenure=Tenure(0, 1),
+            reader=reader,
+            drain=dialect.handover,
+            debounce=Debounce(*debounce),
+            outbox=self.outbox,
+            metrics=Metrics(),
+            cursor=None,
+        )
+        self._offset = 0
+        self._parts: dict[str, PredicateSet] = {}
+        self._taken = []
+
+    def publish(self, *track: str, key: str = "tech") -> None:
+        """Publish a record under *key*; without terms it is removed."""
+        self._parts[key] = PredicateSet.of({"track": track})
+        self.subscription.change(PredicateSet.union(self._parts.values()), Change(key, 0, self._offset))
+        self._offset += 1
+
+    def entries(self) -> list:
+        self._taken += self.outbox.take(1 << 30)
+        return self._taken
+
+    def ids(self) -> list[int]:
+        return [int(status.id) for entry in self.entries() for status in entry.statuses]
+
+    def answers(self) -> dict[int, list[str]]:
+        """Return what was answered, by offset of the record."""
+        told: dict[int, list[str]] = {}
+        for event in self.events("predicates."):
+            told.setdefault(event.data["offset"], []).append(event.type.partition(".")[2])
+        return told
+
+    def events(self, kind: str) -> list:
+        return [event for one in self.entries() for event in one.events if event.type.startswith(kind)]
+
+    def asked(self) -> list[str]:
+        return [attempt.form["track"] for attempt in self.script.attempts]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        running = asyncio.create_task(self.subscription.run())
+        yield
+        self.subscription.stop()
+        await running
+        assert self.subscription.phase is Phase.CLOSED
+        assert all(attempt.closed_at is not None for attempt in self.script.attempts)
+
+
+def flow(first: int, last: int, every_s: float = 1.0) -> list[Step]:
+    """One status each second."""
+    return [step for number in range(first, last + 1) for step in (line(number), Wait(every_s))]
+
+
+async def test_an_idle_stream_starts_at_once_with_all_that_came_together(looptime) -> None:
+    story = Story([OK, line(1), Hang()])
+    async with story.running():
+        story.publish("kafka", key="tech/a")
+        story.publish("flink", key="tech/b")
+        await asyncio.sleep(0)
+        await asyncio.sleep(1)
+    assert story.asked() == ["flink,kafka"]
+    assert story.script.attempts[0].at == 0
+    assert story.answers() == {0: ["accepted", "applied"], 1: ["accepted", "applied"]}
+
+
+async def test_a_hundred_updates_are_one_restart_at_the_curves_time(looptime) -> None:
+    story = Story([OK, line(1), Hang()], [OK, line(2), Hang()], debounce=(120, 600))
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(10)
+        for number in range(100):
+            story.publish(f"w{number}", key=f"tech/{number}")
+        await asyncio.sleep(300)
+    assert [attempt.at for attempt in story.script.attempts] == [0, 120]
+    assert story.events("predicates.accepted")[1].data["due_in_s"] == 540
+    assert all(told == ["accepted", "applied"] for told in story.answers().values())
+
+
+async def test_the_new_connection_lives_before_the_old_one_goes(looptime) -> None:
+    """And nothing of what both bring is lost or doubled, nor out of order."""
+    story = Story(
+        [OK, *flow(1, 60, 0.25)],
+        [Wait(1), OK, Wait(1), lines(18, 19), Wait(0.5), *flow(20, 60, 0.25)],
+    )
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(0.5)
+        story.publish("a", "b")
+        await asyncio.sleep(12)
+    old, new = story.script.attempts
+    assert new.at == 2
+    assert story.script.most_open == 2
+    # Live at 4 s; at 4.25 s the old one brings 18, which the new one has brought already.
+    assert old.closed_at == 4.25
+    assert story.ids() == list(range(1, len(story.ids()) + 1))
+    assert len(story.ids()) > 30
+    applied = story.events("predicates.applied")[1]
+    assert applied.data["without_connection_s"] == 0
+    assert applied.data["connection"] == 2
+    assert story.answers() == {0: ["accepted", "applied"], 1: ["accepted", "applied"]}
+
+
+async def test_statuses_carry_the_version_of_the_connection_that_brought_them(looptime) -> None:
+    story = Story([OK, line(1), Wait(2.2), line(2), Hang()], [OK, lines(2, 3), Hang()])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(5)
+    versions = [(status.id, entry.version) for entry in story.entries() for status in entry.statuses]
+    one, other = (PredicateSet.of({"track": [track]}).version for track in "ab")
+    assert versions == [("1", one), ("2", other), ("3", other)]
+
+
+async def test_an_old_connection_that_falls_quiet_is_let_go(looptime) -> None:
+    story = Story([OK, line(1), Wait(2.25), line(2), Hang()], [OK, line(9), Hang()])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(10)
+    assert story.script.attempts[0].closed_at == 2.25 + 0.5
+    assert story.ids() == [1, 2, 9], "the old one's rest first"
+
+
+async def test_an_old_connection_that_never_meets_the_new_one_is_let_go(looptime) -> None:
+    """Disjoint predicates under a flow: there is nothing to meet on."""
+    story = Story([OK, *flow(100, 200, 0.2)], [OK, *flow(1, 60, 0.2)])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(8)
+    assert story.script.attempts[0].closed_at == 2 + 5
+    new = [number for number in story.ids() if number < 100]
+    assert new == list(range(1, len(new) + 1))
+
+
+async def test_a_new_connection_that_lags_behind_doubles_nothing(looptime) -> None:
+    """The old one ran ahead and fell quiet; what it brought comes again on the new one, later."""
+    old: list[Step] = [OK, line(1), Wait(2.1), lines(2, 3, 4), Hang()]
+    story = Story(old, [OK, b"\r\n", Wait(5), lines(2, 3, 4, 5), Hang()])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(10)
+    assert story.ids() == [1, 2, 3, 4, 5]
+
+
+async def test_a_refused_candidate_leaves_the_old_connection_alone(looptime) -> None:
+    story = Story([OK, *flow(1, 100)], *[[BadStatus(406)]] * 4)
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(60)
+        assert story.subscription.is_live
+        assert story.script.attempts[0].closed_at is None
+        assert [attempt.at for attempt in story.script.attempts] == [0, 2, 12, 42]
+    assert story.ids() == list(range(1, len(story.ids()) + 1))
+    assert story.answers() == {0: ["accepted", "applied"], 1: ["accepted"]}
+    assert len(story.events("connection.lost")) == 1, "said once, not at every attempt"
+
+
+async def test_a_200_does_not_promote(looptime) -> None:
+    story = Story([OK, *flow(1, 30)], [OK, Hang()])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(20)
+        assert story.script.attempts[0].closed_at is None
+        assert story.subscription.phase is Phase.PROVING
+    assert story.answers()[1] == ["accepted"]
+
+
+async def test_newer_predicates_replace_a_candidate_that_is_silent(looptime) -> None:
+    story = Story([OK, *flow(1, 30)], [OK, Hang()], [OK, *flow(5, 30)])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(1.5)
+        story.publish("c")
+        await asyncio.sleep(6)
+    assert story.asked() == ["a", "b", "c"]
+    assert story.script.most_open == 2, "the silent one went first"
+    assert story.answers() == {
+        0: ["accepted", "applied"],
+        1: ["accepted", "superseded"],
+        2: ["accepted", "applied"],
+    }
+
+
+async def test_newer_predicates_wait_for_a_candidate_that_backs_off(looptime) -> None:
+    """A change never bypasses a back-off delay."""
+    story = Story([OK, *flow(1, 100)], [BadStatus(503)], [OK, *flow(13, 100)])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(4)
+        story.publish("c")
+        await asyncio.sleep(20)
+    assert [(attempt.at, attempt.form["track"]) for attempt in story.script.attempts] == [
+        (0, "a"),
+        (2, "b"),
+        (12, "c"),
+    ]
+
+
+async def test_a_failed_connection_is_replaced_at_once_with_the_newest(looptime) -> None:
+    """A reconnect takes precedence over a pending restart, carries its predicates, and counts as it."""
+    story = Story([OK, line(1), Wait(5), Disconnected("reset")], [OK, line(2), Hang()], debounce=(60, 60))
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(200)
+    assert [(attempt.at, attempt.form["track"]) for attempt in story.script.attempts] == [
+        (0, "a"),
+        (5.25, "b"),
+    ]
+    assert story.answers()[1] == ["accepted", "applied"]
+    assert story.events("predicates.applied")[1].data["without_connection_s"] == 0.25
+
+
+async def test_a_candidate_takes_over_from_an_active_connection_that_dies(looptime) -> None:
+    story = Story([OK, line(1), Wait(3), Disconnected("reset")], [Wait(2), OK, line(2), Hang()])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(10)
+    assert len(story.script.attempts) == 2, "the old reader does not come back"
+    assert story.ids() == [1, 2]
+    assert story.answers()[1] == ["accepted", "applied"]
+    assert story.events("predicates.applied")[1].data["without_connection_s"] == 1
+
+
+async def test_a_change_that_is_taken_back_restarts_nothing(looptime) -> None:
+    story = Story([OK, line(1), Hang()], debounce=(60, 60))
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("a", "b")
+        await asyncio.sleep(1)
+        story.publish("a")
+        story.publish("a", key="tech/other")
+        await asyncio.sleep(200)
+    assert len(story.script.attempts) == 1
+    assert story.answers() == {
+        0: ["accepted", "applied"],
+        1: ["accepted", "superseded"],
+        2: ["unchanged"],
+        3: ["unchanged"],
+    }
+
+
+async def test_a_change_taken_back_during_the_overlap_stops_the_candidate(looptime) -> None:
+    story = Story([OK, *flow(1, 100)], [OK, Hang()])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(2)
+        story.publish("a")
+        await asyncio.sleep(5)
+        assert story.subscription.phase is Phase.STEADY
+        assert story.script.attempts[1].closed_at == 3
+    assert story.ids() == list(range(1, len(story.ids()) + 1))
+
+
+async def test_the_last_predicate_removed_stops_the_stream_at_once(looptime) -> None:
+    """And it may start again at once, but never twice within min_s."""
+    story = Story([OK, *flow(1, 100)], [OK, *flow(1, 100)], [OK, line(1), Hang()], debounce=(10, 60))
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(4)
+        story.publish()
+        await asyncio.sleep(1)
+        assert story.script.attempts[0].closed_at == 4
+        assert story.subscription.is_live, "nothing is asked for, so nothing is missing"
+        story.publish("b")
+        await asyncio.sleep(30)
+        story.publish()
+        await asyncio.sleep(20)
+        story.publish("c")
+        await asyncio.sleep(1)
+    assert [attempt.at for attempt in story.script.attempts] == [0, 10, 55]
+    assert all(told == ["accepted", "applied"] for told in story.answers().values())
+
+
+@pytest.mark.parametrize("override", [LINES, RESUMABLE], ids=["not resumable", "resumable"])
+async def test_a_candidate_lost_during_the_drain_loses_and_doubles_nothing(override, looptime) -> None:
+    """What it had brought is delivered, or comes again where the upstream can resume."""
+    candidate = [OK, lines(50, 51), Disconnected("reset")]
+    again = [OK, lines(50, 51, 52), Hang()] if override is RESUMABLE else [OK, line(52), Hang()]
+    story = Story([OK, *flow(1, 20, 0.4)], candidate, again, override=override)
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(8)
+    assert sorted(set(story.ids())) == sorted(story.ids())
+    assert {50, 51, 52} <= set(story.ids())
+    assert story.answers()[1] == ["accepted", "applied"]
+
+
+async def test_positions_follow_the_old_connection_until_the_switch(looptime) -> None:
+    """So a crash in between resumes as if there had been no overlap."""
+    story = Story(
+        [OK, *flow(1, 20, 0.4)], [OK, lines(7, 8, 9), Hang()], override=RESUMABLE, debounce=(2.1, 2.1)
+    )
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(5)
+    assert story.script.attempts[1].form["since_seq"] == "6", "resumes after what was delivered"
+    cursors = [entry.cursor for entry in story.entries() if entry.statuses]
+    assert cursors == ["1", "2", "3", "4", "5", "6", "9"]
+    assert story.ids() == list(range(1, 10))
+
+
+async def test_a_full_outbox_stops_reading_until_there_is_room(looptime) -> None:
+    script: list[Step] = [OK, *[line(number) for number in range(1, 100)], Hang()]
+    story = Story(script, capacity=3000)
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(5)
+        stopped_at = len(story.ids())
+        assert stopped_at < 10
+        taken = story.entries()
+        await asyncio.sleep(5)
+        assert len(story.ids()) == stopped_at, "taken is not written yet"
+        story.outbox.settle(taken)
+        await asyncio.sleep(5)
+        assert len(story.ids()) > stopped_at
+
+
+async def test_stopping_in_the_middle_of_an_overlap_keeps_what_was_read(looptime) -> None:
+    story = Story([OK, line(1), Wait(2.2), line(2), Hang()], [OK, line(7), Hang()])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(1.3)
+        assert story.subscription.phase is Phase.DRAINING
+    assert story.ids() == [1, 2, 7]
