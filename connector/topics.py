@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -125,6 +126,8 @@ class Cluster:
     def create(self, needed: list[Wanted]) -> list[str]:
         """Create what is missing and return the names; existing topics are left as they are.
 
+        Returns when brokers list what was created: they learn of it a moment after the controller.
+
         Raises:
             KafkaException: Kafka refused, or did not answer.
         """
@@ -143,6 +146,9 @@ class Cluster:
                     raise
             else:
                 created.append(name)
+        give_up_at = time.monotonic() + _TIMEOUT_S
+        while not self.partitions().keys() >= set(created) and time.monotonic() < give_up_at:
+            time.sleep(0.1)
         return created
 
     def _configs(self, topics: list[str]) -> dict[str, dict[str, str]]:
