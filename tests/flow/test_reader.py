@@ -7,7 +7,7 @@ from contextlib import aclosing
 from random import Random
 
 import pytest
-from scripted import LINES, NO_JITTER, TARGET, Hang, Script, Wait, line, lines, manners
+from script import LINES, NO_JITTER, TARGET, Hang, Script, Wait, line, lines, manners
 
 from connector.errors import BadStatus, Disconnected
 from connector.model import PredicateSet

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from random import Random
 
 import pytest
-from scripted import LINES, RESUMABLE, TARGET, Hang, Script, Step, Wait, line, lines, manners
+from script import LINES, RESUMABLE, TARGET, Hang, Script, Step, Wait, line, lines, manners
 
 from connector.control.answers import Change
 from connector.control.debounce import Debounce

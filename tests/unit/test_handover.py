@@ -166,7 +166,6 @@ def test_every_phase_can_be_reached():
 
 
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not CLOSED])
-def test_every_phase_can_be_left_by_itself(phase):
-    """No phase waits for nothing: a loss or a lapse of time leads on from each but a plain idle one."""
+def test_no_phase_but_the_last_is_a_dead_end(phase):
     later = {step(phase, signal)[0] for signal in LEGAL[phase] if signal is not Signal.STOP}
     assert later - {phase}

@@ -1,87 +1,239 @@
-"""The buffer is bounded, keeps order, and forgets what a lost lease leaves behind."""
+"""The outbox is bounded, keeps its order, and knows what is not in the log yet."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from connector.delivery.outbox import Entry, Outbox
-from connector.model import Status, Tenure
+from connector.model import DeadLetter, Event, Status, Tenure
 
-HERE, THERE = Tenure(0, 1), Tenure(1, 2)
-
-
-def entry(size: int, tenure: Tenure = HERE) -> Entry:
-    return Entry(tenure=tenure, stream="tech", statuses=[Status("1", b"x" * size)])
+ONE, TWO = Tenure(1, 1), Tenure(2, 1)
+PLAIN_BYTES = Entry(tenure=ONE).size_bytes
+ALL = 1 << 40
 
 
-async def is_waiting(task: asyncio.Task[object]) -> bool:
-    """Let everything that can run do so."""
+def entry(name: int = 0, tenure: Tenure = ONE, size: int = 100) -> Entry:
+    return Entry(tenure=tenure, cursor=str(name), statuses=[Status(str(name), b"x" * size)])
+
+
+def names(entries: list[Entry]) -> list[int]:
+    return [int(one.cursor or "") for one in entries]
+
+
+async def waits(what: Coroutine[object, object, object]) -> asyncio.Task[object]:
+    """Start *what*, and see that it cannot end yet."""
+    task = asyncio.ensure_future(what)
     for _ in range(5):
         await asyncio.sleep(0)
-    return not task.done()
+    assert not task.done()
+    return task
 
 
-async def test_readers_wait_while_it_is_over_capacity() -> None:
-    outbox = Outbox(capacity_bytes=2000)
-    outbox.put(entry(1000))
+# --- Weight and room ----------------------------------------------------------------------------
+
+
+def test_an_entry_weighs_what_it_carries():
+    plain = Entry(tenure=ONE)
+    statuses = Entry(tenure=ONE, statuses=[Status("1", b"x" * 10), Status("2", b"x" * 5)])
+    letters = [DeadLetter("r", "d", None, "o", None, value) for value in (b"x" * 7, None)]
+    assert plain.size_bytes > 0, "an outbox of nothing but plain entries is bounded too"
+    assert statuses.size_bytes == plain.size_bytes + 15
+    assert Entry(tenure=ONE, dead_letters=letters).size_bytes == plain.size_bytes + 7
+    assert Entry(tenure=ONE, events=[Event("e", None)] * 2).size_bytes > plain.size_bytes
+
+
+async def test_reading_goes_on_up_to_the_capacity_and_not_beyond():
+    outbox = Outbox(2 * (PLAIN_BYTES + 100))
     await outbox.room()
-    outbox.put(entry(1000))
-    waiting = asyncio.create_task(outbox.room())
-    assert await is_waiting(waiting)
-    (first,) = outbox.take(1)
-    assert await is_waiting(waiting), "taken is not written yet"
-    outbox.settle([first])
-    await waiting
-
-
-async def test_what_comes_back_stands_first_again() -> None:
-    outbox = Outbox(1 << 20)
-    entries = [entry(size) for size in (1, 2, 3)]
-    for one in entries:
-        outbox.put(one)
-    taken = outbox.take(1000)
-    assert taken == entries[:2]
-    outbox.put_back(taken)
-    assert outbox.take(1 << 20) == entries
-    assert outbox.size_bytes == sum(one.size_bytes for one in entries)
-    outbox.settle(entries)
-    assert outbox.size_bytes == 0
-
-
-async def test_a_lost_lease_takes_its_entries_along_and_nobody_elses() -> None:
-    outbox = Outbox(1000)
-    mine, theirs = entry(900, HERE), entry(900, THERE)
-    outbox.put(mine)
-    outbox.put(theirs)
-    waiting = asyncio.create_task(outbox.room())
-    assert await is_waiting(waiting)
-    outbox.drop(HERE)
-    outbox.settle(outbox.take(1 << 20))
-    await waiting
-    assert outbox.size_bytes == 0
-
-
-async def test_a_tenure_is_written_when_all_its_entries_are_settled() -> None:
-    outbox = Outbox(1 << 20)
-    await outbox.written(HERE)
-    outbox.put(entry(1, HERE))
-    outbox.put(entry(1, THERE))
-    waiting = asyncio.create_task(outbox.written(HERE))
-    first, second = outbox.take(1 << 20)
-    assert await is_waiting(waiting)
-    outbox.settle([second])
-    assert await is_waiting(waiting)
-    outbox.settle([first])
-    await waiting
-
-
-async def test_it_ends_when_closed_and_empty() -> None:
-    outbox = Outbox(1 << 20)
-    waiting = asyncio.create_task(outbox.filled())
-    assert await is_waiting(waiting)
     outbox.put(entry(1))
-    assert await waiting
+    outbox.put(entry(2))
+    assert outbox.size_bytes == outbox.capacity_bytes
+    await outbox.room()
+    outbox.put(entry(3))
+    room = await waits(outbox.room())
+    taken = outbox.take(1)
+    assert not room.done(), "what is being written still needs its memory"
+    outbox.settle(taken)
+    await room
+
+
+async def test_taking_and_putting_back_frees_no_room():
+    outbox = Outbox(100)
+    outbox.put(entry(1))
+    room = await waits(outbox.room())
+    outbox.put_back(outbox.take(ALL))
+    (await waits(outbox.room())).cancel()
+    assert not room.done()
+    outbox.settle(outbox.take(ALL))
+    await room
+    assert outbox.size_bytes == 0
+
+
+# --- Order --------------------------------------------------------------------------------------
+
+
+def test_entries_leave_in_the_order_they_came():
+    outbox = Outbox(ALL)
+    for name in range(5):
+        outbox.put(entry(name))
+    assert names(outbox.take(ALL)) == [0, 1, 2, 3, 4]
+    assert outbox.take(ALL) == []
+
+
+def test_a_take_ends_with_the_entry_that_reaches_the_limit():
+    outbox = Outbox(ALL)
+    for name in range(5):
+        outbox.put(entry(name))
+    size = entry().size_bytes
+    assert names(outbox.take(1)) == [0]
+    assert names(outbox.take(size + 1)) == [1, 2]
+    assert names(outbox.take(2 * size)) == [3, 4]
+
+
+def test_what_is_put_back_comes_first_and_in_order():
+    outbox = Outbox(ALL)
+    for name in range(4):
+        outbox.put(entry(name))
+    taken = outbox.take(2 * entry().size_bytes)
+    outbox.put(entry(4))
+    outbox.put_back(taken)
+    assert names(outbox.take(ALL)) == [0, 1, 2, 3, 4]
+
+
+@given(st.lists(st.sampled_from(["put", "settle", "put back"]), max_size=40), st.integers(1, 2000))
+def test_every_entry_is_settled_once_and_in_order_whatever_failed(steps, limit_bytes):
+    outbox = Outbox(5000)
+    put, settled = 0, list[int]()
+    for step in [*steps, *["settle"] * len(steps)]:
+        if step == "put":
+            outbox.put(entry(put, size=put % 7))
+            put += 1
+        elif step == "put back":
+            outbox.put_back(outbox.take(limit_bytes))
+        else:
+            taken = outbox.take(limit_bytes)
+            settled += names(taken)
+            outbox.settle(taken)
+    assert settled == list(range(put))
+    assert outbox.size_bytes == 0
+
+
+# --- Loss of a lease ----------------------------------------------------------------------------
+
+
+async def test_dropping_forgets_one_tenure_alone_and_frees_its_room():
+    outbox = Outbox(4 * (PLAIN_BYTES + 100) - 1)
+    for name in range(4):
+        outbox.put(entry(name, TWO if name % 2 else ONE))
+    room = await waits(outbox.room())
+    outbox.drop(ONE)
+    await room
+    assert outbox.size_bytes == 2 * (PLAIN_BYTES + 100)
+    assert names(outbox.take(ALL)) == [1, 3]
+
+
+async def test_a_partition_that_came_back_is_another_tenure():
+    outbox = Outbox(ALL)
+    outbox.put(entry(1, Tenure(1, 1)))
+    outbox.put(entry(2, Tenure(1, 2)))
+    outbox.drop(Tenure(1, 1))
+    await outbox.written(Tenure(1, 1))
+    assert names(outbox.take(ALL)) == [2]
+
+
+def test_dropping_what_holds_nothing_changes_nothing():
+    outbox = Outbox(ALL)
+    outbox.put(entry(1))
+    outbox.drop(TWO)
+    assert names(outbox.take(ALL)) == [1]
+
+
+# --- Waiting for the log ------------------------------------------------------------------------
+
+
+async def test_written_waits_for_all_entries_of_its_tenure_alone():
+    outbox = Outbox(ALL)
+    for name, tenure in enumerate([ONE, TWO, ONE]):
+        outbox.put(entry(name, tenure))
+    written = await waits(outbox.written(ONE))
+    other = await waits(outbox.written(TWO))
+    first, second, third = outbox.take(ALL)
+    outbox.settle([first])
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not written.done()
+    outbox.settle([third])
+    await written
+    assert not other.done()
+    outbox.settle([second])
+    await other
+
+
+async def test_written_returns_at_once_when_nothing_waits():
+    await Outbox(ALL).written(ONE)
+
+
+async def test_several_may_wait_for_the_same_tenure():
+    outbox = Outbox(ALL)
+    outbox.put(entry())
+    both = [await waits(outbox.written(ONE)) for _ in range(2)]
+    outbox.settle(outbox.take(ALL))
+    await asyncio.gather(*both)
+
+
+async def test_what_was_dropped_is_waited_for_no_longer_but_what_is_being_written_is():
+    outbox = Outbox(ALL)
+    outbox.put(entry(1))
+    outbox.put(entry(2))
+    taken = outbox.take(1)
+    written = await waits(outbox.written(ONE))
+    outbox.drop(ONE)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not written.done()
+    outbox.settle(taken)
+    await written
+
+
+# --- The writer's side --------------------------------------------------------------------------
+
+
+async def test_the_writer_sleeps_until_something_is_put():
+    outbox = Outbox(ALL)
+    filled = await waits(outbox.filled())
+    outbox.put(entry())
+    assert await filled is True
+    assert await outbox.filled() is True
+    outbox.take(ALL)
+    (await waits(outbox.filled())).cancel()
+
+
+async def test_the_writer_is_woken_by_what_is_put_back():
+    outbox = Outbox(ALL)
+    outbox.put(entry())
+    taken = outbox.take(ALL)
+    filled = await waits(outbox.filled())
+    outbox.put_back(taken)
+    assert await filled is True
+
+
+async def test_a_closed_outbox_is_emptied_before_the_writer_ends():
+    outbox = Outbox(ALL)
+    outbox.put(entry())
     outbox.close()
-    assert await outbox.filled(), "not empty yet"
-    outbox.settle(outbox.take(1 << 20))
-    assert not await outbox.filled()
+    assert await outbox.filled() is True
+    outbox.take(ALL)
+    assert await outbox.filled() is False
+
+
+@pytest.mark.parametrize("waiters", [1, 3])
+async def test_closing_wakes_whoever_waits(waiters):
+    outbox = Outbox(ALL)
+    filled = [await waits(outbox.filled()) for _ in range(waiters)]
+    outbox.close()
+    assert await asyncio.gather(*filled) == [False] * waiters

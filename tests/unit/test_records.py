@@ -1,83 +1,144 @@
-"""What goes out to Kafka, to the byte."""
+"""What stands in Kafka is what the documentation of the topics says."""
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 
-import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from connector.delivery import positions, records
-from connector.model import DeadLetter, Event, Position, Status
+from connector.delivery import records
+from connector.delivery.records import MAX_DEAD_LETTER_BYTES, Headers, Record
+from connector.model import DeadLetter, Event, Status
+
+# --- Statuses -----------------------------------------------------------------------------------
 
 
-def test_statuses_are_numbered_on_and_their_bodies_untouched() -> None:
-    bodies = [b'{"id_str": "7" }', b'{"id_str":"8"}']
-    made = list(
-        records.of_statuses("out", "tech", "v1", 41, [Status("7", bodies[0]), Status("8", bodies[1])])
+def test_a_status_is_keyed_by_its_id_and_carries_the_upstreams_bytes():
+    body = b'{ "id_str":"9" }'
+    (record,) = records.of_statuses("statuses", "tech", "4f53cda18c2b", 0, [Status("9", body)])
+    assert record == Record(
+        "statuses",
+        body,
+        "9",
+        [("stream", b"tech"), ("predicates", b"4f53cda18c2b"), ("seq", b"1")],
     )
-    assert [record.value for record in made] == bodies
-    assert made[0].value is bodies[0]
-    assert [record.key for record in made] == ["7", "8"]
-    assert made[1].headers == [("stream", b"tech"), ("predicates", b"v1"), ("seq", b"43")]
+    assert record.value is body
+    assert record.partition == -1, "the partitioner chooses by key"
 
 
-def test_an_event_is_a_cloudevent() -> None:
-    event = Event("predicates.applied", "tech", {"offset": 3})
-    record = records.of_event("events", "/connector/a", "x-1", 1795528043.7171, event)
+@given(st.integers(0, 2**62), st.integers(0, 20))
+def test_statuses_are_numbered_on_from_the_position(after_seq, count):
+    some = [Status(str(number), b"{}") for number in range(count)]
+    made = list(records.of_statuses("statuses", "tech", "v", after_seq, some))
+    assert [dict(record.headers)["seq"] for record in made] == [
+        b"%d" % number for number in range(after_seq + 1, after_seq + 1 + count)
+    ]
+    assert [record.key for record in made] == [status.id for status in some]
+
+
+# --- Events -------------------------------------------------------------------------------------
+
+APPLIED = Event("predicates.applied", "tech", {"offset": 3, "predicates": "4f53cda18c2b"})
+
+
+def test_an_event_is_a_cloud_event_in_structured_mode():
+    record = records.of_event("events", "/connector/c-0", "id-1", 1_700_000_000.1234, APPLIED)
+    assert record.topic == "events"
     assert record.key == "tech"
+    assert record.partition == -1
+    assert record.headers == [("content-type", b"application/cloudevents+json; charset=utf-8")]
+    assert record.value is not None
     assert json.loads(record.value) == {
         "specversion": "1.0",
-        "id": "x-1",
-        "source": "/connector/a",
+        "id": "id-1",
+        "source": "/connector/c-0",
         "type": "predicates.applied",
         "subject": "tech",
-        "time": "2026-11-24T13:47:23.717Z",
+        "time": "2023-11-14T22:13:20.123Z",
         "datacontenttype": "application/json",
-        "data": {"offset": 3},
+        "data": {"offset": 3, "predicates": "4f53cda18c2b"},
     }
-    assert dict(record.headers)["content-type"].startswith(b"application/cloudevents+json")
-    assert "subject" not in json.loads(records.of_event("e", "/", "1", 0.0, Event("t", None)).value)
 
 
-def test_a_dead_letter_keeps_the_bytes_and_says_why() -> None:
-    letter = DeadLetter("not_json", "line 1", "tech", "upstream", b"k", b"\xff{")
-    record = records.of_dead_letter("dlq", letter)
-    assert (record.key, record.value) == (b"k", b"\xff{")
-    assert dict(record.headers) == {
+def test_an_event_about_no_stream_has_neither_subject_nor_key():
+    record = records.of_event("events", "s", "i", 0, Event("predicates.rejected", None))
+    assert record.key is None
+    assert record.value is not None
+    value = json.loads(record.value)
+    assert "subject" not in value
+    assert value["data"] == {}
+    assert value["time"] == "1970-01-01T00:00:00.000Z"
+
+
+@given(st.floats(0, 4e9))
+def test_an_events_time_is_utc_to_the_millisecond(at):
+    value = json.loads(records.of_event("events", "s", "i", at, APPLIED).value or b"")
+    assert value["time"].endswith("Z")
+    assert abs(dt.datetime.fromisoformat(value["time"]).timestamp() - at) < 0.001001
+
+
+# --- Dead letters -------------------------------------------------------------------------------
+
+
+def letter(value: bytes | None, **other: object) -> DeadLetter:
+    members = {"reason": "not_json", "detail": "why", "stream": "tech", "origin": "upstream", "key": b"k"}
+    return DeadLetter(**{**members, **other}, value=value)  # type: ignore[arg-type]
+
+
+def headers(record: Record) -> dict[str, str | bytes | None]:
+    as_dict = dict(record.headers)
+    assert len(as_dict) == len(record.headers)
+    return as_dict
+
+
+def test_a_dead_letter_is_kept_as_it_was_with_the_reason():
+    value = b"\xff\x00 anything"
+    record = records.of_dead_letter("dlq", letter(value))
+    assert (record.topic, record.value, record.key, record.partition) == ("dlq", value, b"k", -1)
+    assert headers(record) == {
         "reason": b"not_json",
-        "detail": b"line 1",
+        "detail": b"why",
         "origin": b"upstream",
         "stream": b"tech",
-        "sha256": hashlib.sha256(b"\xff{").hexdigest().encode(),
+        "sha256": hashlib.sha256(value).hexdigest().encode(),
     }
 
 
-def test_a_very_long_dead_letter_is_cut_and_its_hash_is_of_the_whole() -> None:
-    long = b"x" * (records.MAX_DEAD_LETTER_BYTES + 1)
-    record = records.of_dead_letter("dlq", DeadLetter("r", "d", None, "o", None, long))
-    assert len(record.value) == records.MAX_DEAD_LETTER_BYTES
-    headers = dict(record.headers)
-    assert headers["cut"] == str(len(long)).encode()
-    assert headers["sha256"] == hashlib.sha256(long).hexdigest().encode()
+def test_a_long_dead_letter_is_cut_but_its_hash_and_size_are_of_the_whole():
+    value = bytes(range(256)) * (MAX_DEAD_LETTER_BYTES // 256) + b"more"
+    record = records.of_dead_letter("dlq", letter(value))
+    assert record.value == value[:MAX_DEAD_LETTER_BYTES]
+    assert headers(record)["cut"] == b"%d" % len(value)
+    assert headers(record)["sha256"] == hashlib.sha256(value).hexdigest().encode()
 
 
-@pytest.mark.parametrize(
-    "position", [Position(), Position(3, "c", "v", 7), Position(seq=2**63, cursor=""), Position(applied=0)]
-)
-def test_a_position_survives_the_log(position: Position) -> None:
-    assert positions.decode(positions.encode(position)) == position
+def test_a_dead_letter_as_long_as_allowed_is_whole():
+    value = b"x" * MAX_DEAD_LETTER_BYTES
+    record = records.of_dead_letter("dlq", letter(value))
+    assert record.value == value
+    assert "cut" not in headers(record)
 
 
-@pytest.mark.parametrize("foreign", [b"", b"{}", b'{"seq": "1"}', b"\xff"])
-def test_a_position_that_is_not_ours_is_refused(foreign: bytes) -> None:
-    with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
-        positions.decode(foreign)
+def test_a_dead_letter_without_value_key_or_stream_has_no_headers_for_them():
+    record = records.of_dead_letter("dlq", letter(None, key=None, stream=None))
+    assert (record.value, record.key) == (None, None)
+    assert headers(record).keys() == {"reason", "detail", "origin"}
 
 
-def test_a_position_advances_only_where_something_is_known() -> None:
-    before = Position(seq=5, cursor="c", predicates="v", applied=9)
-    assert positions.advance(before, 2, None, None, None) == Position(7, "c", "v", 9)
-    assert positions.advance(before, 0, "d", "w", 11) == Position(5, "d", "w", 11)
-    assert positions.advance(before, 0, None, None, 3).applied == 9, "never back"
+@pytest.mark.parametrize("member", ["detail", "stream"])
+def test_text_that_utf8_cannot_spell_does_not_keep_a_letter_back(member):
+    assert headers(records.of_dead_letter("dlq", letter(b"", **{member: "a\ud800b"})))[member] == b"a?b"
+
+
+# --- Positions ----------------------------------------------------------------------------------
+
+
+def test_a_position_goes_to_the_partition_that_mirrors_the_streams_home():
+    none: Headers = []
+    assert records.of_position("positions", 4, "tech", b'{"seq":1}') == Record(
+        "positions", b'{"seq":1}', "tech", none, 4
+    )
