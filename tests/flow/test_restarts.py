@@ -350,19 +350,43 @@ async def test_a_candidate_lost_during_the_drain_loses_and_doubles_nothing(overr
 
 
 async def test_positions_follow_the_old_connection_until_the_switch(looptime) -> None:
-    """So a crash in between resumes as if there had been no overlap."""
-    story = Story(
-        [OK, *flow(1, 20, 0.4)], [OK, lines(7, 8, 9), Hang()], override=RESUMABLE, debounce=(2.1, 2.1)
-    )
+    """So a crash in between resumes as if there had been no overlap; also one in the middle of a chunk."""
+    old = [OK, *flow(1, 6, 0.4), lines(7, 8), Hang()]
+    story = Story(old, [OK, lines(8, 9), Hang()], override=RESUMABLE, debounce=(2.1, 2.1))
     async with story.running():
         story.publish("a")
         await asyncio.sleep(1)
         story.publish("b")
         await asyncio.sleep(5)
     assert story.script.attempts[1].form["since_seq"] == "6", "resumes after what was delivered"
-    cursors = [entry.cursor for entry in story.entries() if entry.statuses]
-    assert cursors == ["1", "2", "3", "4", "5", "6", "9"]
+    assert [entry.cursor for entry in story.entries() if entry.statuses] == [
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "6",
+        "7",
+        "9",
+    ]
     assert story.ids() == list(range(1, 10))
+
+
+async def test_a_candidate_that_takes_over_repeats_nothing_of_the_dead_connection(looptime) -> None:
+    """It resumes from where the dead one was when it asked, and the dead one went on meanwhile."""
+    story = Story(
+        [OK, *flow(1, 4), Disconnected("reset")],
+        [Wait(3), OK, lines(3, 4, 5), Hang()],
+        override=RESUMABLE,
+        debounce=(1.5, 1.5),
+    )
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(9)
+    assert story.script.attempts[1].form["since_seq"] == "2"
+    assert story.ids() == [1, 2, 3, 4, 5]
 
 
 async def test_a_full_outbox_stops_reading_until_there_is_room(looptime) -> None:
