@@ -41,6 +41,7 @@ class _Side:
     asked: Ask = field(default_factory=lambda: Ask(PredicateSet(), None))
     carried: Sequence[Change] = ()
     live: bool = False
+    stopped: bool = False
     held_cursor: str | None = None  # after what it sent while the other side was drained
     trouble: str | None = None  # why it was lost last
     task: asyncio.Task[None] | None = None
@@ -232,6 +233,8 @@ class Subscription:
     async def _pump(self, side: _Side, reader: Reader) -> None:
         async with aclosing(reader.events()) as events:
             async for event in events:
+                if side.stopped:  # a cancelled task runs on until it has to wait for something
+                    return
                 self._heard(side, event)
                 await self.outbox.room()  # a full outbox stops reading: the upstream feels it
 
@@ -388,4 +391,5 @@ class Subscription:
 
 def _stop(side: _Side | None) -> None:
     if side is not None and side.task is not None:
+        side.stopped = True
         side.task.cancel()

@@ -141,6 +141,20 @@ async def test_the_new_connection_lives_before_the_old_one_goes(looptime) -> Non
     assert story.answers() == {0: ["accepted", "applied"], 1: ["accepted", "applied"]}
 
 
+async def test_an_old_connection_says_nothing_after_the_switch(looptime) -> None:
+    """Not even what it has at hand: a cancelled task runs on until it has to wait for something."""
+    story = Story(
+        [OK, line(1), Wait(2.25), *[line(number) for number in range(5, 9)], Hang()],
+        [OK, lines(5, 6), Wait(1), lines(7, 8, 9), Hang()],
+    )
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(5)
+    assert story.ids() == [1, 5, 6, 7, 8, 9]
+
+
 async def test_statuses_carry_the_version_of_the_connection_that_brought_them(looptime) -> None:
     story = Story([OK, line(1), Wait(2.2), line(2), Hang()], [OK, lines(2, 3), Hang()])
     async with story.running():
