@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 from harness import (
     PATIENCE_S,
@@ -65,6 +67,9 @@ def test_run_refuses_topics_that_do_not_fit(kafka: Kafka, tmp_path: Path) -> Non
     assert "max.message.bytes=5000" in refused.stderr
 
 
+@pytest.mark.skipif(
+    shutil.which("java") is None, reason="stops and starts a broker of its own, which needs Java"
+)
 def test_kafka_may_come_late_and_go_away_in_between(tmp_path: Path) -> None:
     """Not ready meanwhile, said once, recovered by itself, and nothing of a resumable stream lost."""
     port = _free_port()
