@@ -169,6 +169,13 @@ class StreamSettings(_Group):
     auth: Annotated[NoAuth | BearerAuth | BasicAuth, Field(discriminator="kind")] = NoAuth()
     debounce: DebounceSettings = DebounceSettings()
 
+    @field_validator("url")
+    @classmethod
+    def _without_secrets(cls, url: HttpUrl) -> HttpUrl:
+        if url.username or url.password:
+            raise ValueError("holds credentials, which belong under auth: addresses are logged")
+        return url
+
     @field_validator("dialect")
     @classmethod
     def _known(cls, name: str) -> str:

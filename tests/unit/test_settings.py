@@ -62,6 +62,10 @@ BROKEN = {
         {"kafka": {"bootstrap_servers": "localhost"}, "streams": {"tech": {"url": "stream.example.com"}}},
         ["kafka.bootstrap_servers: expected host:port", "streams.tech.url: input should be a valid URL"],
     ),
+    "a secret in an address": (
+        with_stream(url=f"http://demo:{SECRET}@127.0.0.1/"),
+        ["streams.tech.url: holds credentials, which belong under auth"],
+    ),
     "a dialect nobody knows": (with_stream(dialect="gopher"), ["streams.tech.dialect: no such dialect"]),
     "overrides that do not fit": (
         with_stream(override={"framing": {"kind": "smoke"}, "liveness": {"stall_timeout_s": 0}, "wings": 2}),
