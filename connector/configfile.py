@@ -110,6 +110,10 @@ def _names(model: type[BaseModel]) -> frozenset[str]:
     return frozenset(name for group in groups for name in group.get("properties", {}))
 
 
+class _RepeatedKey(yaml.constructor.ConstructorError):
+    """A key that stands twice."""
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """YAML says that a mapping's keys are unique; PyYAML lets the last one win."""
 
@@ -118,9 +122,7 @@ class _UniqueKeys(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} stands twice", key_node.start_mark
-                )
+                raise _RepeatedKey(None, None, f"{key!r} stands twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -135,8 +137,17 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}, column {where.column + 1}" if where else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigurationError([f"{path}:{line}: not YAML: {problem}"]) from None
+        # The loader's own words may quote an undefined alias or tag, and that may be a secret.
+        kind = (
+            error.problem
+            if isinstance(error, _RepeatedKey | yaml.scanner.ScannerError | yaml.parser.ParserError)
+            else "an alias, tag or value that cannot be read"
+        )
+        raise ConfigurationError([f"{path}:{line}: not YAML: {kind}"]) from None
+    except (ValueError, TypeError, RecursionError):
+        raise ConfigurationError(
+            [f"{path}: not YAML that can be read: a value, a key or the nesting"]
+        ) from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

@@ -66,7 +66,7 @@ _OWNED = frozenset(
         "enable.auto.commit", "enable.auto.offset.store", "enable.idempotence", "enable.partition.eof",
         "isolation.level", "auto.offset.reset", "partition.assignment.strategy", "partitioner",
         "session.timeout.ms", "transaction.timeout.ms", "retry.backoff.ms", "message.max.bytes",
-        "sasl.password",
+        "sasl.password", "metadata.broker.list", "acks", "request.required.acks",
     }
 )  # fmt: skip
 """librdkafka properties that the delivery guarantee depends on, or that have a setting of their own."""
@@ -261,6 +261,8 @@ class KafkaSettings(_Group):
             Producer(properties)
         except KafkaException as error:
             raise ValueError(f"client: {error.args[0].str()}") from None
+        except (TypeError, AttributeError):  # callbacks and the like, which no file can hold
+            raise ValueError("client: holds a property that is no text or number") from None
         return self
 
     def properties(self, replica: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def parse(value: bytes, names: Collection[str]) -> PredicateSet:
         raise PredicatesRejected("too_large", f"{len(value)} bytes; at most {MAX_VALUE_BYTES}")
     try:
         # The standard library's parser, because it alone can be asked about duplicate members.
-        parsed = json.loads(value, object_pairs_hook=_unique, parse_constant=_no_constant)
+        parsed = json.loads(value.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except PredicatesRejected:
         raise
     except (ValueError, RecursionError) as error:
@@ -53,7 +53,7 @@ def parse(value: bytes, names: Collection[str]) -> PredicateSet:
         raise PredicatesRejected("not_an_object", 'expected an object like {"track": ["kafka"]}')
     terms: dict[str, list[str]] = {}
     for name, values in parsed.items():
-        pointer = "/" + name.replace("~", "~0").replace("/", "~1")
+        pointer = _pointer(name)
         if name not in names:
             known = ", ".join(sorted(names))
             raise PredicatesRejected("unknown_predicate", f"known are: {known}", pointer)
@@ -89,8 +89,14 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(members) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise PredicatesRejected("duplicate_member", f"{twice!r} stands twice", f"/{twice}")
+        raise PredicatesRejected("duplicate_member", f"{twice!r} stands twice", _pointer(twice))
     return members
+
+
+def _pointer(name: str) -> str:
+    """Return the pointer to a member, in text that any encoder takes: JSON can spell lone surrogates."""
+    escaped = name.replace("~", "~0").replace("/", "~1")
+    return "/" + escaped.encode(errors="backslashreplace").decode()
 
 
 def _no_constant(constant: str) -> object:

@@ -25,13 +25,25 @@ def names(entries: list[Entry]) -> list[int]:
     return [int(one.cursor or "") for one in entries]
 
 
+async def settled(task: asyncio.Task[object]) -> bool:
+    """Let everything run that can, and say whether *task* has ended by then."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return task.done()
+
+
 async def waits(what: Coroutine[object, object, object]) -> asyncio.Task[object]:
     """Start *what*, and see that it cannot end yet."""
     task = asyncio.ensure_future(what)
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert not task.done()
+    assert not await settled(task)
     return task
+
+
+async def ends(what: Coroutine[object, object, object] | asyncio.Task[object]) -> object:
+    """See that *what* ends now, rather than wait for ever when it does not."""
+    task = asyncio.ensure_future(what)
+    assert await settled(task)
+    return task.result()
 
 
 # --- Weight and room ----------------------------------------------------------------------------
@@ -49,17 +61,17 @@ def test_an_entry_weighs_what_it_carries():
 
 async def test_reading_goes_on_up_to_the_capacity_and_not_beyond():
     outbox = Outbox(2 * (PLAIN_BYTES + 100))
-    await outbox.room()
+    await ends(outbox.room())
     outbox.put(entry(1))
     outbox.put(entry(2))
     assert outbox.size_bytes == outbox.capacity_bytes
-    await outbox.room()
+    await ends(outbox.room())
     outbox.put(entry(3))
     room = await waits(outbox.room())
     taken = outbox.take(1)
-    assert not room.done(), "what is being written still needs its memory"
+    assert not await settled(room), "what is being written still needs its memory"
     outbox.settle(taken)
-    await room
+    await ends(room)
 
 
 async def test_taking_and_putting_back_frees_no_room():
@@ -68,9 +80,9 @@ async def test_taking_and_putting_back_frees_no_room():
     room = await waits(outbox.room())
     outbox.put_back(outbox.take(ALL))
     (await waits(outbox.room())).cancel()
-    assert not room.done()
+    assert not await settled(room)
     outbox.settle(outbox.take(ALL))
-    await room
+    await ends(room)
     assert outbox.size_bytes == 0
 
 
@@ -132,7 +144,7 @@ async def test_dropping_forgets_one_tenure_alone_and_frees_its_room():
         outbox.put(entry(name, TWO if name % 2 else ONE))
     room = await waits(outbox.room())
     outbox.drop(ONE)
-    await room
+    await ends(room)
     assert outbox.size_bytes == 2 * (PLAIN_BYTES + 100)
     assert names(outbox.take(ALL)) == [1, 3]
 
@@ -142,7 +154,7 @@ async def test_a_partition_that_came_back_is_another_tenure():
     outbox.put(entry(1, Tenure(1, 1)))
     outbox.put(entry(2, Tenure(1, 2)))
     outbox.drop(Tenure(1, 1))
-    await outbox.written(Tenure(1, 1))
+    await ends(outbox.written(Tenure(1, 1)))
     assert names(outbox.take(ALL)) == [2]
 
 
@@ -164,18 +176,16 @@ async def test_written_waits_for_all_entries_of_its_tenure_alone():
     other = await waits(outbox.written(TWO))
     first, second, third = outbox.take(ALL)
     outbox.settle([first])
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert not written.done()
+    assert not await settled(written)
     outbox.settle([third])
-    await written
+    await ends(written)
     assert not other.done()
     outbox.settle([second])
-    await other
+    await ends(other)
 
 
 async def test_written_returns_at_once_when_nothing_waits():
-    await Outbox(ALL).written(ONE)
+    await ends(Outbox(ALL).written(ONE))
 
 
 async def test_several_may_wait_for_the_same_tenure():
@@ -183,7 +193,8 @@ async def test_several_may_wait_for_the_same_tenure():
     outbox.put(entry())
     both = [await waits(outbox.written(ONE)) for _ in range(2)]
     outbox.settle(outbox.take(ALL))
-    await asyncio.gather(*both)
+    for one in both:
+        await ends(one)
 
 
 async def test_what_was_dropped_is_waited_for_no_longer_but_what_is_being_written_is():
@@ -193,11 +204,9 @@ async def test_what_was_dropped_is_waited_for_no_longer_but_what_is_being_writte
     taken = outbox.take(1)
     written = await waits(outbox.written(ONE))
     outbox.drop(ONE)
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert not written.done()
+    assert not await settled(written)
     outbox.settle(taken)
-    await written
+    await ends(written)
 
 
 # --- The writer's side --------------------------------------------------------------------------
@@ -207,8 +216,8 @@ async def test_the_writer_sleeps_until_something_is_put():
     outbox = Outbox(ALL)
     filled = await waits(outbox.filled())
     outbox.put(entry())
-    assert await filled is True
-    assert await outbox.filled() is True
+    assert await ends(filled) is True
+    assert await ends(outbox.filled()) is True
     outbox.take(ALL)
     (await waits(outbox.filled())).cancel()
 
@@ -219,16 +228,16 @@ async def test_the_writer_is_woken_by_what_is_put_back():
     taken = outbox.take(ALL)
     filled = await waits(outbox.filled())
     outbox.put_back(taken)
-    assert await filled is True
+    assert await ends(filled) is True
 
 
 async def test_a_closed_outbox_is_emptied_before_the_writer_ends():
     outbox = Outbox(ALL)
     outbox.put(entry())
     outbox.close()
-    assert await outbox.filled() is True
+    assert await ends(outbox.filled()) is True
     outbox.take(ALL)
-    assert await outbox.filled() is False
+    assert await ends(outbox.filled()) is False
 
 
 @pytest.mark.parametrize("waiters", [1, 3])
@@ -236,4 +245,4 @@ async def test_closing_wakes_whoever_waits(waiters):
     outbox = Outbox(ALL)
     filled = [await waits(outbox.filled()) for _ in range(waiters)]
     outbox.close()
-    assert await asyncio.gather(*filled) == [False] * waiters
+    assert [await ends(one) for one in filled] == [False] * waiters

@@ -137,23 +137,37 @@ def test_the_longest_value_allowed_is_read():
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(st.characters()),
-    lambda below: st.lists(below, max_size=3)
-    | st.dictionaries(st.sampled_from(NAMES) | st.text(st.characters(), max_size=3), below, max_size=3),
+    lambda below: (
+        st.lists(below, max_size=3)
+        | st.dictionaries(st.sampled_from(NAMES) | st.text(st.characters(), max_size=3), below, max_size=3)
+    ),
     max_leaves=10,
 )
 
 
-@given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
-def test_any_value_is_read_or_rejected(value):
+REASONS = {
+    "not_json", "not_an_object", "unknown_predicate", "not_a_list", "not_a_string", "empty_term",
+    "control_character", "not_unicode", "duplicate_member",
+}  # fmt: skip
+
+
+@given(st.binary())
+def test_any_bytes_are_read_or_rejected(value):
     try:
-        predicates = parse(value, NAMES)
+        parse(value, NAMES)
     except PredicatesRejected as rejected:
-        assert rejected.reason in {
-            "not_json", "not_an_object", "unknown_predicate", "not_a_list", "not_a_string", "empty_term",
-            "control_character", "not_unicode", "duplicate_member",
-        }  # fmt: skip
+        assert rejected.reason in REASONS
+
+
+@given(json_values)
+def test_any_json_is_read_as_it_says_or_rejected(value):
+    try:
+        predicates = parse(json.dumps(value).encode(), NAMES)
+    except PredicatesRejected as rejected:
+        assert rejected.reason in REASONS
     else:
-        assert {name for name, _ in predicates.terms} <= set(NAMES)
+        stripped = {name: [term.strip() for term in terms] for name, terms in value.items()}
+        assert predicates == PredicateSet.of(stripped)
 
 
 # --- Sets ---------------------------------------------------------------------------------------
@@ -246,3 +260,12 @@ def test_only_the_newest_record_of_each_key_counts(records):
         contributions.put(key, predicates)
     newest = [one for one in dict(records).values() if one is not None]
     assert contributions.union() == PredicateSet.union(newest)
+
+
+@pytest.mark.parametrize("value", [b'{"\\ud800": []}', b'{"\\ud800": [], "\\ud800": []}'])
+def test_a_refusal_can_be_told_whatever_the_record_says(value: bytes) -> None:
+    """Otherwise one record would stop every replica that meets it."""
+    with pytest.raises(PredicatesRejected) as refused:
+        parse(value, NAMES)
+    refused.value.pointer.encode()
+    refused.value.detail.encode()

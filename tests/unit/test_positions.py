@@ -1,0 +1,79 @@
+"""A position is read back as it was written, and what is not ours is refused."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connector.delivery.positions import advance, decode, encode
+from connector.model import Position
+
+text = st.text(st.characters(codec="utf-8"))
+positions = st.builds(
+    Position,
+    seq=st.integers(0, 2**64 - 1),
+    cursor=st.none() | text,
+    predicates=st.none() | text,
+    applied=st.integers(-1, 2**63 - 1),
+)
+
+
+@given(positions)
+def test_a_position_is_read_back_as_it_was_written(position):
+    assert decode(encode(position)) == position
+
+
+def test_a_position_is_json_for_whoever_looks_at_the_topic():
+    assert json.loads(encode(Position(7, "c-7", "4f53cda18c2b", 3))) == {
+        "seq": 7,
+        "cursor": "c-7",
+        "predicates": "4f53cda18c2b",
+        "applied": 3,
+    }
+    assert json.loads(encode(Position(seq=7))) == {"seq": 7}
+
+
+def test_members_of_a_later_release_are_passed_over():
+    assert decode(b'{"seq": 7, "colour": {"of": ["the", "day"]}}') == Position(seq=7)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"", b"null", b"7", b"[]", b"{}", b'{"seq":null}', b'{"seq":"7"}', b'{"seq":1.5}', b'{"seq":7',
+        b'{"seq":7,"cursor":7}', b'{"seq":7,"applied":null}', b'{"seq":7}{"seq":8}', b"\xff", b"not json",
+    ],
+)  # fmt: skip
+def test_what_is_not_ours_is_refused(value):
+    with pytest.raises(msgspec.DecodeError):
+        decode(value)
+
+
+START = Position(seq=5, cursor="c-5", predicates="old", applied=3)
+
+
+def test_statuses_are_counted():
+    assert advance(START, 4, "c-9", None, None) == Position(9, "c-9", "old", 3)
+
+
+def test_what_is_not_known_stays_as_it_is():
+    assert advance(START, 0, None, None, None) == START
+
+
+def test_a_new_predicate_set_is_noted():
+    assert advance(START, 0, None, "new", 8) == Position(5, "c-5", "new", 8)
+
+
+def test_records_once_applied_stay_so():
+    assert advance(START, 0, None, None, 1).applied == 3
+
+
+@given(positions, st.integers(0, 1000), st.none() | st.integers(-1, 10))
+def test_a_position_never_goes_back(position, statuses, applied):
+    after = advance(position, statuses, None, None, applied)
+    assert after.seq == position.seq + statuses
+    assert after.applied >= position.applied
