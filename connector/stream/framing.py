@@ -123,6 +123,7 @@ class LengthFramer:
     _due: int = field(default=0, init=False)  # bytes of the frame announced; 0 while none is
     _skip: int = field(default=0, init=False)  # bytes of an oversize frame still to come
     _rubbish: int = field(default=0, init=False)  # lines in a row that were no length
+    _lost: FramingLost | None = field(default=None, init=False)
 
     @property
     def held_bytes(self) -> int:
@@ -131,6 +132,8 @@ class LengthFramer:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """See `Framer`."""
+        if self._lost is not None:
+            raise self._lost
         self._buffer += chunk
         if len(self._buffer) < self._due:
             return []
@@ -155,7 +158,13 @@ class LengthFramer:
                     if end - at > _MAX_LENGTH_LINE_BYTES:
                         raise FramingLost("no line end where a length should stand")
                     break
-                self._announce(data[at:newline].strip())
+                try:
+                    self._announce(data[at:newline].strip())
+                except FramingLost as lost:
+                    if not frames:
+                        raise
+                    self._lost = lost  # what was complete before goes out first
+                    break
                 at = newline + 1
         del self._buffer[:at]
         return [frame for frame in frames if frame]

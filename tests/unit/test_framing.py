@@ -313,3 +313,11 @@ def test_no_bytes_are_no_frame(framer):
     assert framer.feed(b"") == []
     assert framer.heartbeats == 0
     assert framer.held_bytes == 0
+
+
+def test_a_frame_that_was_complete_goes_out_before_the_framing_is_given_up():
+    """However the bytes were cut."""
+    framer = LengthFramer(100)
+    assert framer.feed(b"4\r\nlast" + b"x\ny\nz\n") == [b"last"]
+    with pytest.raises(FramingLost):
+        framer.feed(b"more\n")
