@@ -1,0 +1,514 @@
+"""Leases come and go, records are answered once, and only what is owned runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from random import Random
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+from script import RESUMABLE, Hang, Script, Step, Wait, lines
+
+from connector.control.home import home
+from connector.control.lease import Assigned, CaughtUp, Failed, LeaseEvent, Lost, Read, Revoked
+from connector.delivery.outbox import Entry, Outbox
+from connector.delivery.restore import Restored
+from connector.model import ControlRecord, Event, Position, PredicateSet, Tenure
+from connector.ops.metrics import Metrics
+from connector.settings import StreamSettings
+from connector.stream.connection import Opened
+from connector.supervisor import Supervisor
+
+pytestmark = pytest.mark.looptime(idle_timeout=1)
+
+PARTITIONS = 6
+HOME = home("tech", PARTITIONS)
+ELSEWHERE = next(number for number in range(PARTITIONS) if number not in {HOME, home("news", PARTITIONS)})
+FIRST, SECOND = Tenure(HOME, 1), Tenure(HOME, 2)
+
+KAFKA = PredicateSet.of({"track": ["kafka"]})
+LIVE: list[Step] = [Opened(), b"\r\n", Hang()]
+
+
+class ScriptedLease:
+    """A lease that a test grants and takes."""
+
+    def __init__(self) -> None:
+        self._events: asyncio.Queue[LeaseEvent | None] = asyncio.Queue()
+
+    async def tell(self, *events: LeaseEvent) -> None:
+        """Tell what happened, and wait until all of its consequences of this moment are there."""
+        for event in events:
+            self._events.put_nowait(event)
+        await asyncio.sleep(0.001)
+
+    def end(self) -> None:
+        self._events.put_nowait(None)
+
+    async def events(self) -> AsyncGenerator[LeaseEvent, None]:
+        while (event := await self._events.get()) is not None:
+            yield event
+
+
+class Sink:
+    """The far end of the outbox: keeps each entry, and settles it.
+
+    Attributes:
+        going: cleared, the log is unreachable and entries stay in the outbox.
+    """
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self.entries: list[Entry] = []
+        self.going = asyncio.Event()
+        self.going.set()
+
+    async def run(self) -> None:
+        while await self._outbox.filled():
+            await self.going.wait()
+            taken = self._outbox.take(1 << 30)
+            self.entries += taken
+            self._outbox.settle(taken)
+
+    @property
+    def ids(self) -> list[int]:
+        return [int(status.id) for entry in self.entries for status in entry.statuses]
+
+    def events(self, kind: str) -> list[Event]:
+        return [event for entry in self.entries for event in entry.events if event.type.startswith(kind)]
+
+    def answers(self) -> dict[str, list[str]]:
+        """Return what each control record was answered, in order; ``key@offset`` names it."""
+        told: dict[str, list[str]] = {}
+        for event in self.events("predicates."):
+            told.setdefault(f"{event.data['key']}@{event.data['offset']}", []).append(
+                event.type.split(".")[1]
+            )
+        return told
+
+
+class Ledger:
+    """Stands in for the writer: notes what it may write, and what it may no longer."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Tenure]] = []
+
+    def adopt(self, tenure: Tenure, restored: Restored) -> None:
+        self.calls.append(("adopt", tenure))
+
+    def abandon(self, tenure: Tenure) -> None:
+        self.calls.append(("abandon", tenure))
+
+
+@dataclass
+class Restore:
+    """What the log says about each partition; the first attempts may fail, and `gate` may hold one up."""
+
+    content: dict[int, Restored] = field(default_factory=dict)
+    failures: int = 0
+    asked: list[int] = field(default_factory=list)
+    gate: threading.Event | None = None
+
+    def __call__(self, partition: int) -> Restored:
+        self.asked.append(partition)
+        if self.gate is not None:
+            assert self.gate.wait(5)
+        if len(self.asked) <= self.failures:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        return self.content.get(partition, Restored())
+
+
+class Replica:
+    """A supervisor between a scripted lease, a scripted upstream and a sink."""
+
+    def __init__(self, scripts: Sequence[Sequence[Step]], restore: Restore, streams: Sequence[str]) -> None:
+        self.script = Script(scripts)
+        self.lease = ScriptedLease()
+        self.outbox = Outbox(1 << 20)
+        self.sink = Sink(self.outbox)
+        self.ledger = Ledger()
+        self.restore = restore
+        self.supervisor = Supervisor(
+            streams={name: settings(name) for name in streams},
+            partitions=PARTITIONS,
+            lease=self.lease,
+            outbox=self.outbox,
+            writer=self.ledger,
+            restore=restore,
+            connect=self.script,
+            metrics=Metrics(),
+            topic="predicates",
+            rng=Random(1),
+        )
+
+    async def own(self, *records: ControlRecord, tenure: Tenure = FIRST) -> None:
+        """Grant a partition that holds these records."""
+        await self.lease.tell(Assigned(frozenset({tenure})), Read(list(records)), CaughtUp(tenure.partition))
+
+    @property
+    def entries(self) -> list[tuple[str, int | None]]:
+        """What was put: events with the next control offset."""
+        return [
+            (" ".join(event.type for event in entry.events), entry.handled)
+            for entry in self.sink.entries
+            if entry.handled is not None
+        ]
+
+    @property
+    def closed_at(self) -> list[float | None]:
+        return [None if one.closed_at is None else round(one.closed_at, 2) for one in self.script.attempts]
+
+
+def settings(name: str) -> StreamSettings:
+    return StreamSettings.model_validate(
+        {"url": f"http://upstream/{name}", "override": RESUMABLE, "debounce": {"min_s": 120, "max_s": 600}}
+    )
+
+
+@asynccontextmanager
+async def running(
+    *scripts: Sequence[Step], restore: Restore | None = None, streams: Sequence[str] = ("tech",)
+) -> AsyncIterator[Replica]:
+    """Run a supervisor over these connections; drain it at the end, as the process does."""
+    replica = Replica(scripts, restore or Restore(), streams)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(replica.supervisor.run())
+        tasks.create_task(replica.sink.run())
+        yield replica
+        if not running.done():
+            await replica.supervisor.drain()
+        replica.lease.end()
+        replica.outbox.close()
+    assert all(one.closed_at is not None for one in replica.script.attempts), "a connection leaked"
+
+
+def record(offset: int, key: str | bytes | None, *track: str, partition: int = HOME) -> ControlRecord:
+    """Return a control record; without terms it removes its key's contribution."""
+    encoded = key.encode() if isinstance(key, str) else key
+    value = json.dumps({"track": track}).encode() if track else None
+    return ControlRecord(partition, offset, encoded, value)
+
+
+# A partition's beginning
+
+
+async def test_records_that_nobody_handled_are_answered_once_it_is_loaded() -> None:
+    async with running(LIVE) as replica:
+        await replica.lease.tell(Assigned(frozenset({FIRST})), Read([record(0, "tech", "kafka")]))
+        await asyncio.sleep(5)
+        assert replica.sink.entries == []  # the partition may hold more
+        assert list(replica.supervisor.troubles()) == [f"partition {HOME}: loading"]
+        await replica.lease.tell(Read([record(1, "tech/ops", "flink")]), CaughtUp(HOME))
+        await asyncio.sleep(5)
+        assert list(replica.supervisor.troubles()) == []
+
+    assert replica.sink.answers() == {
+        "tech@0": ["accepted", "applied"],
+        "tech/ops@1": ["accepted", "applied"],
+    }
+    assert [one.form["track"] for one in replica.script.attempts] == ["flink,kafka"]
+    assert replica.ledger.calls == [("adopt", FIRST), ("abandon", FIRST)]
+    assert {entry.tenure for entry in replica.sink.entries} == {FIRST}
+
+
+async def test_records_that_were_handled_are_known_and_not_answered_again() -> None:
+    restored = Restored(2, {"tech": Position(41, "41", PredicateSet.of({"track": ["a", "b"]}).version, 1)})
+    async with running([Opened(), lines(42), Hang()], restore=Restore({HOME: restored})) as replica:
+        await replica.own(record(0, "tech/x", "a"), record(1, "tech/y", "b"))
+        await asyncio.sleep(5)
+
+    assert replica.sink.answers() == {}
+    assert [dict(one.form) for one in replica.script.attempts] == [
+        {"track": "a,b", "since_seq": "41", "stall_warnings": "true"}
+    ]
+    assert replica.sink.ids == [42]
+
+
+async def test_records_below_and_above_what_was_handled_are_told_apart() -> None:
+    restored = Restored(1, {"tech": Position(41, None, KAFKA.version, 0)})
+    async with running(LIVE, restore=Restore({HOME: restored})) as replica:
+        await replica.own(
+            record(0, "tech", "kafka"), record(1, "tech/ops", "flink"), record(2, "tech/x", "flink")
+        )
+        await asyncio.sleep(5)
+
+    assert replica.sink.answers() == {"tech/ops@1": ["accepted", "applied"], "tech/x@2": ["unchanged"]}
+    assert replica.script.attempts[0].form["track"] == "flink,kafka"
+
+
+async def test_accepted_changes_are_answered_after_a_crash_when_they_are_in_force() -> None:
+    """Those that were applied before are not, and of a key's records only the newest is."""
+    restored = Restored(5, {"tech": Position(9, "9", KAFKA.version, 1)})
+    records = [
+        record(0, "tech/old", "b"),
+        record(1, "tech", "kafka"),
+        record(2, "tech/ops", "flink"),
+        record(3, "tech/ops", "spark"),
+        record(4, "tech/old"),
+    ]
+    async with running([Wait(3), *LIVE], restore=Restore({HOME: restored})) as replica:
+        await replica.own(*records)
+        await asyncio.sleep(2)
+        assert replica.sink.answers() == {}
+        await asyncio.sleep(2)
+
+    assert replica.sink.answers() == {"tech/ops@3": ["applied"], "tech/old@4": ["applied"]}
+    assert max(entry.applied for entry in replica.sink.entries if entry.applied is not None) == 4
+
+
+async def test_a_restart_with_nothing_pending_tells_nobody_anything() -> None:
+    """The position's predicates are those of the topic: its records had their answers."""
+    restored = Restored(3, {"tech": Position(9, "9", KAFKA.version, 0)})
+    async with running(LIVE, restore=Restore({HOME: restored})) as replica:
+        await replica.own(
+            record(0, "tech", "kafka"), record(1, "tech/x", "kafka"), record(2, "tech/y", "kafka")
+        )
+        await asyncio.sleep(5)
+
+    assert replica.sink.answers() == {}
+
+
+async def test_restoring_is_tried_again_while_the_partition_is_ours() -> None:
+    async with running(LIVE, restore=Restore(failures=2)) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        await asyncio.sleep(1.5)
+        assert replica.restore.asked == [HOME] * 2
+        assert replica.sink.entries == []
+        await asyncio.sleep(3)
+
+    assert replica.restore.asked == [HOME] * 3
+    assert replica.script.attempts[0].at == pytest.approx(2, abs=0.1)
+    assert replica.sink.answers() == {"tech@0": ["accepted", "applied"]}
+
+
+async def test_restoring_ends_with_the_lease() -> None:
+    async with running(restore=Restore(failures=99)) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        await asyncio.sleep(2.5)
+        await replica.lease.tell(Lost(frozenset({FIRST})))
+        await asyncio.sleep(60)
+
+    assert replica.restore.asked == [HOME] * 3
+    assert replica.sink.entries == []
+
+
+async def test_what_restores_too_late_belongs_to_nobody() -> None:
+    """Lost and granted again while the first look at the log still fails: only the second one counts."""
+    async with running(LIVE, restore=Restore(failures=1)) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        await replica.lease.tell(Lost(frozenset({FIRST})))
+        await replica.own(record(0, "tech", "kafka"), tenure=SECOND)
+        await asyncio.sleep(10)
+
+    assert {entry.tenure for entry in replica.sink.entries} == {SECOND}
+    assert replica.ledger.calls == [("abandon", FIRST), ("adopt", SECOND), ("abandon", SECOND)]
+    assert replica.restore.asked == [HOME] * 2
+    assert len(replica.script.attempts) == 1
+
+
+async def test_a_look_at_the_log_that_outlives_its_lease_starts_nothing() -> None:
+    restore = Restore(gate=threading.Event())
+    async with running(restore=restore) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        assert restore.asked == [HOME]
+        await replica.lease.tell(Lost(frozenset({FIRST})))
+        restore.gate.set()
+        await asyncio.sleep(0.1)  # passes when the thread is done
+
+    assert replica.sink.entries == []
+    assert replica.ledger.calls == [("abandon", FIRST)]
+
+
+async def test_only_streams_at_home_run() -> None:
+    assert home("news", PARTITIONS) != HOME
+    async with running(LIVE, streams=["tech", "news"]) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        await asyncio.sleep(5)
+        assert list(replica.supervisor._owned[HOME].subscriptions) == ["tech"]
+
+
+# Records
+
+
+async def test_records_that_cannot_be_used_are_answered_and_kept() -> None:
+    records = [
+        record(0, "sport", "football"),
+        ControlRecord(HOME, 1, b"tech", b'{"track": "kafka"}'),
+        ControlRecord(HOME, 2, b"tech/x", b"{"),
+        ControlRecord(HOME, 3, b"\xff", b"{}"),
+        record(4, "tech", "kafka"),
+    ]
+    async with running(LIVE) as replica:
+        await replica.own(*records[:2])
+        await replica.lease.tell(Read(records[2:]))
+        await asyncio.sleep(5)
+
+    assert replica.entries == [
+        *[("predicates.rejected", n) for n in (1, 2, 3, 4)],
+        ("predicates.accepted", 5),
+    ]
+    rejected = replica.sink.events("predicates.rejected")
+    assert [(one.data["offset"], one.data["reason"], one.data["pointer"]) for one in rejected] == [
+        (0, "unknown_stream", ""),
+        (1, "not_a_list", "/track"),
+        (2, "not_json", ""),
+        (3, "key_not_utf8", ""),
+    ]
+    letters = [letter for entry in replica.sink.entries for letter in entry.dead_letters]
+    assert [(one.reason, one.origin, one.key, one.value) for one in letters] == [
+        (answer.data["reason"], f"predicates/{HOME}/{one.offset}", one.key, one.value)
+        for answer, one in zip(rejected, records, strict=False)
+    ]
+
+
+async def test_a_rejected_record_changes_nothing() -> None:
+    async with running(LIVE) as replica:
+        await replica.own(record(0, "tech", "kafka"), ControlRecord(HOME, 1, b"tech", b'{"nope": ["x"]}'))
+        await asyncio.sleep(2000)
+
+    assert replica.sink.answers() == {"tech@0": ["accepted", "applied"], "tech@1": ["rejected"]}
+    assert [one.form["track"] for one in replica.script.attempts] == ["kafka"]
+
+
+async def test_a_record_in_a_foreign_partition_is_moved_home() -> None:
+    foreign = record(7, "tech/ops", "kafka", partition=ELSEWHERE)
+    async with running(restore=Restore({ELSEWHERE: Restored(7)})) as replica:
+        await replica.own(record(6, "tech", "x", partition=ELSEWHERE), foreign, tenure=Tenure(ELSEWHERE, 1))
+        await asyncio.sleep(5)
+
+    (entry,) = replica.sink.entries  # the one before was moved before
+    assert entry.moves == [(foreign, HOME)]
+    assert entry.handled == 8
+    assert [(event.type, event.stream, event.data["to_partition"]) for event in entry.events] == [
+        ("predicates.rerouted", "tech", HOME)
+    ]
+
+
+async def test_records_of_partitions_that_are_not_ours_are_left_alone() -> None:
+    async with running() as replica:
+        await replica.lease.tell(Read([record(0, "tech", "kafka")]), CaughtUp(HOME))
+        await asyncio.sleep(5)
+    assert replica.sink.entries == []
+
+
+# A partition's end
+
+
+async def test_a_planned_end_drains_commits_and_then_gives_back() -> None:
+    async with running([Opened(), lines(1), Wait(4), lines(2), Hang()]) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        await asyncio.sleep(1)
+        replica.sink.going.clear()
+        await asyncio.sleep(4)
+        revoked = Revoked(frozenset({FIRST}))
+        await replica.lease.tell(revoked)
+        assert replica.closed_at == [pytest.approx(5, abs=0.1)]
+        await asyncio.sleep(2)
+        assert not revoked.released.is_set()  # what was read is not in the log yet
+        assert replica.ledger.calls == [("adopt", FIRST)]
+        replica.sink.going.set()
+        await asyncio.sleep(0.1)
+        assert revoked.released.is_set()
+        assert replica.ledger.calls == [("adopt", FIRST), ("abandon", FIRST)]
+        assert list(replica.supervisor.troubles()) == []
+        await replica.lease.tell(Read([record(1, "tech", "flink")]))  # on its way when the lease ended
+
+    assert replica.sink.ids == [1, 2]
+    assert replica.sink.answers() == {"tech@0": ["accepted", "applied"]}
+
+
+async def test_a_partition_that_was_never_loaded_is_given_back_at_once() -> None:
+    async with running(restore=Restore(failures=99)) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        revoked = Revoked(frozenset({FIRST}))
+        await replica.lease.tell(revoked)
+        assert revoked.released.is_set()
+
+
+async def test_a_lost_lease_drops_what_waits_and_closes_its_connections() -> None:
+    async with running([Opened(), lines(1), Wait(4), lines(2), Hang()]) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        await asyncio.sleep(1)
+        replica.sink.going.clear()
+        await asyncio.sleep(4)
+        assert replica.outbox.size_bytes > 0
+        await replica.lease.tell(Lost(frozenset({FIRST})))
+        assert replica.closed_at == [pytest.approx(5, abs=0.1)]
+        assert replica.outbox.size_bytes == 0
+        assert replica.ledger.calls == [("adopt", FIRST), ("abandon", FIRST)]
+        replica.sink.going.set()
+        await asyncio.sleep(5)
+
+    assert replica.sink.ids == [1]
+
+
+async def test_a_lost_lease_takes_nothing_of_another_partition() -> None:
+    other = Tenure(home("news", PARTITIONS), 1)
+    async with running(LIVE, [Opened(), lines(7), Hang()], streams=["tech", "news"]) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        replica.sink.going.clear()
+        await replica.own(record(0, "news", "kafka", partition=other.partition), tenure=other)
+        await replica.lease.tell(Lost(frozenset({FIRST})))
+        await asyncio.sleep(5)
+        assert [at is None for at in replica.closed_at] == [False, True]
+        replica.sink.going.set()
+
+    assert replica.sink.ids == [7]
+
+
+async def test_a_partition_lost_while_it_drains_holds_nobody_up() -> None:
+    async with running([Opened(), lines(1), Hang()]) as replica:
+        replica.sink.going.clear()
+        await replica.own(record(0, "tech", "kafka"))
+        await asyncio.sleep(1)
+        revoked = Revoked(frozenset({FIRST}))
+        await replica.lease.tell(revoked)
+        assert not revoked.released.is_set()
+        await replica.lease.tell(Lost(frozenset({FIRST})))
+        assert revoked.released.is_set()
+        assert replica.outbox.size_bytes == 0
+        replica.sink.going.set()
+
+
+async def test_a_partition_that_comes_back_runs_under_its_new_tenure() -> None:
+    async with running(LIVE, LIVE) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        await replica.lease.tell(Lost(frozenset({FIRST})))
+        await replica.own(record(0, "tech", "kafka"), tenure=SECOND)
+        await replica.lease.tell(Lost(frozenset({FIRST})))  # old news
+        await asyncio.sleep(5)
+        assert [at is None for at in replica.closed_at] == [False, True]
+
+    assert [entry.tenure.term for entry in replica.sink.entries] == [1, 1, 1, 2, 2, 2]
+
+
+async def test_draining_stops_everything_and_takes_on_nothing_more() -> None:
+    async with running([Opened(), lines(1), Hang()]) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        await asyncio.sleep(5)
+        await replica.supervisor.drain()
+        await replica.own(record(0, "tech", "kafka"), tenure=SECOND)
+        assert replica.closed_at == [pytest.approx(5, abs=0.1)]
+        await asyncio.sleep(5)
+
+    assert replica.sink.ids == [1]
+    assert len(replica.script.attempts) == 1
+    assert replica.ledger.calls == [("adopt", FIRST), ("abandon", FIRST)]
+
+
+async def test_a_group_that_refuses_us_ends_the_process() -> None:
+    error = KafkaException(KafkaError(KafkaError._FATAL))
+    replica = Replica([LIVE], Restore(), ["tech"])
+    task = asyncio.create_task(replica.supervisor.run())
+    await replica.own(record(0, "tech", "kafka"))
+    await replica.lease.tell(Failed(error))
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await task
+    assert caught.value.exceptions == (error,)
+    assert replica.script.attempts[0].closed_at is not None
