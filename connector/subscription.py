@@ -19,6 +19,7 @@ from connector.control.debounce import Debounce
 from connector.delivery.outbox import Entry, Outbox
 from connector.model import DeadLetter, Event, PredicateSet, Status, StreamId, Tenure
 from connector.ops.metrics import Metrics
+from connector.side import Side, stop
 from connector.stream.dialect import Handover
 from connector.stream.handover import MAY_RESTART, Action, Phase, Signal, step
 from connector.stream.overlap import Overlap
@@ -31,20 +32,6 @@ HELD_BYTES = 8 << 20
 
 LINGER_S = 60.0
 """How long ids of a closed connection are remembered when the two never met."""
-
-
-@dataclass(slots=True, eq=False)
-class _Side:
-    """One reader and what it was last asked."""
-
-    number: int
-    asked: Ask = field(default_factory=lambda: Ask(PredicateSet(), None))
-    carried: Sequence[Change] = ()
-    live: bool = False
-    stopped: bool = False
-    held_cursor: str | None = None  # after what it sent while the other side was drained
-    trouble: str | None = None  # why it was lost last
-    task: asyncio.Task[None] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,14 +58,15 @@ class Subscription:
     _target: PredicateSet = field(default_factory=PredicateSet, init=False)
     _answers: Answers = field(init=False)
     _entry: partial[Entry] = field(init=False)
-    _active: _Side | None = field(default=None, init=False)
-    _candidate: _Side | None = field(default=None, init=False)
+    _active: Side | None = field(default=None, init=False)
+    _candidate: Side | None = field(default=None, init=False)
     _overlap: Overlap | None = field(default=None, init=False)
     _overlap_since: float = field(default=0.0, init=False)
     _forget_at: float | None = field(default=None, init=False)  # when late ids stop mattering
     _old_heard_at: float = field(default=0.0, init=False)
     _dark_since: float | None = field(default=None, init=False)  # no live connection since then
     _connections: int = field(default=0, init=False)
+    _last_offset: int | None = field(default=None, init=False)  # of the control records seen
     _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _readers: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup, init=False)
 
@@ -100,6 +88,7 @@ class Subscription:
         """
         self._target = target
         self._answers.waiting = list(unapplied)
+        self._last_offset = max((one.offset for one in unapplied), default=None)
         if not target.is_empty:
             self.debounce.put()
         elif unapplied:
@@ -109,6 +98,7 @@ class Subscription:
     def change(self, target: PredicateSet, change: Change) -> None:
         """Take a changed union, and answer its publisher."""
         answers = self._answers
+        self._last_offset = change.offset
         if target == self._target:
             # Only where nobody waits: an older record must still be answered after a restart.
             applied = None if answers.waiting else change.offset
@@ -167,11 +157,13 @@ class Subscription:
         deadlines = [self._forget_at]
         if self.phase in MAY_RESTART:
             deadlines.append(self._due_at())
-        if self.phase is Phase.DRAINING:
-            deadlines.append(self._drained_at())
+        if (drained_at := self._drained_at()) is not None:
+            deadlines.append(drained_at)
         return min((at for at in deadlines if at is not None), default=None)
 
-    def _drained_at(self) -> float:
+    def _drained_at(self) -> float | None:
+        if self.phase is not Phase.DRAINING or self._active is None or self._active.is_paused:
+            return None
         quiet_at = self._old_heard_at + self.drain.drain_quiet_s
         return min(quiet_at, self._overlap_since + self.drain.drain_max_s)
 
@@ -179,7 +171,7 @@ class Subscription:
         now = self._now()
         if self._forget_at is not None and now >= self._forget_at:
             self._overlap, self._forget_at = None, None
-        if self.phase is Phase.DRAINING and now >= self._drained_at():
+        if (drained_at := self._drained_at()) is not None and now >= drained_at:
             self._switch_unmet()
         due_at = self._due_at()
         if due_at is not None and now >= due_at and self.phase in MAY_RESTART:
@@ -202,52 +194,69 @@ class Subscription:
             case Action.START_ACTIVE:
                 self._active = self._start()
             case Action.START_CANDIDATE:
-                self._overlap, self._forget_at = Overlap(), None
+                self._overlap = Overlap() if self._overlap is None else self._overlap.after()
+                self._forget_at = None
                 self._candidate = self._start()
             case Action.STOP_CANDIDATE:
-                _stop(self._candidate)
-                self._candidate, self._overlap = None, None
+                stop(self._candidate)
+                self._candidate = None
+                if self._overlap is not None:  # what it delivered may still come over the other one
+                    self._overlap.discard()
+                    self._forget_at = self._now() + LINGER_S
             case Action.RELEASE:
                 self._release()
             case Action.PROMOTE:
-                _stop(self._active)
+                stop(self._active)
                 self._active, self._candidate = self._candidate, None
                 if self._forget_at is None:
                     self._overlap = None
             case Action.STOP_ALL:
-                _stop(self._active)
-                _stop(self._candidate)
+                stop(self._active)
+                stop(self._candidate)
                 self._active = self._candidate = self._overlap = self._forget_at = None
                 self._dark_since = None
 
     def _tell_live(self) -> None:
         self.metrics.live(self.stream, is_live=self._active is not None and self._active.live)
 
-    def _start(self) -> _Side:
+    def _start(self) -> Side:
         self._connections += 1
-        side = _Side(self._connections)
+        side = Side(self._connections)
         reader = self.reader(lambda: self._ask(side))
         side.task = self._readers.create_task(self._pump(side, reader), name=f"{self.stream}#{side.number}")
         return side
 
-    async def _pump(self, side: _Side, reader: Reader) -> None:
+    async def _pump(self, side: Side, reader: Reader) -> None:
         async with aclosing(reader.events()) as events:
             async for event in events:
                 if side.stopped:  # a cancelled task runs on until it has to wait for something
                     return
                 self._heard(side, event)
-                await self.outbox.room()  # a full outbox stops reading: the upstream feels it
+                if self.outbox.is_full:
+                    await self._pause(side)
 
-    def _ask(self, side: _Side) -> Ask:
+    async def _pause(self, side: Side) -> None:
+        """Stop reading while the outbox is full: the upstream feels it."""
+        side.is_paused, paused_at = True, self._now()
+        await self.outbox.room()
+        side.is_paused = False
+        if side is self._active:  # what it wrote meanwhile is still to come, so the drain starts anew
+            self._old_heard_at = self._now()
+            self._overlap_since += self._now() - max(paused_at, self._overlap_since)
+            self._wake.set()
+
+    def _ask(self, side: Side) -> Ask:
         """Say what the next connection of *side* asks for: always the newest."""
         side.asked = Ask(self._target, self.cursor)
         side.carried = tuple(self._answers.waiting)
         self.debounce.restarted(self._now())
+        if side is self._candidate and self._overlap is not None:
+            self._overlap.asked()
         return side.asked
 
     # What readers bring
 
-    def _heard(self, side: _Side, event: ReaderEvent) -> None:
+    def _heard(self, side: Side, event: ReaderEvent) -> None:
         is_candidate = side is self._candidate
         match event:
             case Connected():
@@ -267,7 +276,7 @@ class Subscription:
             case Lost():
                 self._lost(side, event, is_candidate=is_candidate)
 
-    def _received(self, side: _Side, event: Received, *, is_candidate: bool) -> None:
+    def _received(self, side: Side, event: Received, *, is_candidate: bool) -> None:
         messages = event.messages
         self.metrics.received(self.stream, event.wire_bytes, event.discarded)
         if messages.malformed:
@@ -301,7 +310,7 @@ class Subscription:
         self._forget_at = self._now() + LINGER_S
         self._signal(Signal.DRAINED)
 
-    def _lost(self, side: _Side, event: Lost, *, is_candidate: bool) -> None:
+    def _lost(self, side: Side, event: Lost, *, is_candidate: bool) -> None:
         self.metrics.lost(self.stream, event.cut_bytes)
         if side.live or event.reason != side.trouble:  # said once, not at every attempt
             data = {"reason": event.reason, "retry_in_s": round(event.retry_in_s, 3)}
@@ -336,7 +345,7 @@ class Subscription:
 
     # What goes out
 
-    def _in_force_now(self, side: _Side, details: dict[str, object]) -> None:
+    def _in_force_now(self, side: Side, details: dict[str, object]) -> None:
         """Record that what *side* asked for is in force, and tell those who wait for it."""
         dark_s = None if self._dark_since is None else round(self._now() - self._dark_since, 3)
         self._dark_since = None
@@ -359,37 +368,29 @@ class Subscription:
     ) -> None:
         """Put the answers to *changes*: what they ask for is in force."""
         data = {"predicates": predicates.version, **details}
-        self.outbox.put(
-            self._entry(
-                events=self._answers.applied(changes, data),
-                version=predicates.version,
-                applied=max((one.offset for one in changes), default=None),
-            )
-        )
+        events = self._answers.applied(changes, data)
+        applied = max((one.offset for one in changes), default=None)
+        if not self._answers.waiting:  # all records up to the last are answered for good
+            applied = self._last_offset
+        self.outbox.put(self._entry(events=events, version=predicates.version, applied=applied))
 
-    def _deliver(self, side: _Side, statuses: Sequence[Status], cursor: str | None) -> None:
+    def _deliver(self, side: Side, statuses: Sequence[Status], cursor: str | None) -> None:
         if statuses:
             self.cursor = cursor or self.cursor
             self.outbox.put(
                 self._entry(statuses=statuses, cursor=cursor, version=side.asked.predicates.version)
             )
 
-    def _event(self, kind: str, side: _Side, more: dict[str, object] | None = None) -> Event:
+    def _event(self, kind: str, side: Side, more: dict[str, object] | None = None) -> Event:
         version = side.asked.predicates.version
         data = {"connection": side.number, "predicates": version, **(more or {})}
         return Event(kind, self.stream, data)
 
     @property
-    def _coming(self) -> _Side | None:
+    def _coming(self) -> Side | None:
         """The side whose predicates are in force, or are about to be."""
         return self._candidate if self.phase is Phase.DRAINING else self._active
 
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-def _stop(side: _Side | None) -> None:
-    if side is not None and side.task is not None:
-        side.stopped = True
-        side.task.cancel()

@@ -99,7 +99,9 @@ class Supervisor:
                             partition.caught_up = True
                             self._load(partition)
                     case leases.Revoked(tenures, released):
-                        self._tasks.create_task(self._give_back(tenures, released.set))
+                        # Stopped here and now: the next event may begin a new tenure.
+                        going = self._stop_all(tenures)
+                        self._tasks.create_task(self._give_back(going, released.set))
                     case leases.Lost(tenures):
                         for tenure in tenures:
                             self._end(tenure)
@@ -109,7 +111,8 @@ class Supervisor:
     async def drain(self) -> None:
         """Stop reading; return when everything read is committed."""
         self._draining = True
-        await self._give_back([one.tenure for one in self._owned.values()], lambda: None)
+        going = self._stop_all([one.tenure for one in self._owned.values()])
+        await self._give_back(going, lambda: None)
 
     def troubles(self) -> Iterable[str]:
         """Yield what keeps owned streams from delivering."""
@@ -203,9 +206,11 @@ class Supervisor:
             cursor=position.cursor,
         )
 
-    async def _give_back(self, tenures: Iterable[Tenure], done: Callable[[], None]) -> None:
-        """Stop, drain and commit what runs under *tenures*."""
-        going = [tenure for tenure in tenures if self._stop(tenure)]
+    def _stop_all(self, tenures: Iterable[Tenure]) -> list[Tenure]:
+        return [tenure for tenure in tenures if self._stop(tenure)]
+
+    async def _give_back(self, going: list[Tenure], done: Callable[[], None]) -> None:
+        """Commit what was read under tenures that are stopped."""
         for tenure in going:
             await self.outbox.written(tenure)
             self.writer.abandon(tenure)
@@ -280,7 +285,7 @@ class Supervisor:
             "pointer": rejected.pointer,
             "detail": rejected.detail,
         }
-        stream = _change(record).key.partition("/")[0]
+        stream = _change(record).key.partition("/")[0] or None
         letter = DeadLetter(rejected.reason, rejected.detail, stream, origin, record.key, record.value)
         self.outbox.put(
             Entry(

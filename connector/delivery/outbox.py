@@ -68,6 +68,11 @@ class Outbox:
         """What waits to be written or is being written."""
         return self._size_bytes
 
+    @property
+    def is_full(self) -> bool:
+        """Whether readers have to wait for `room`."""
+        return not self._drained.is_set()
+
     def put(self, entry: Entry) -> None:
         """Add *entry* at once; whoever reads then awaits `room` before reading on."""
         self._entries.append(entry)

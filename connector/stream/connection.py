@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from connector.errors import BadStatus, Disconnected
 
 _ERROR_BODY_CHARS = 200
 """How much of an error's body is worth reading: it may be a whole web page."""
+
+_ERROR_BODY_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +89,17 @@ class HttpConnect:
         """Open one connection; see `Connect`."""
         try:
             authorization = target.authorization()
+            request = self._client.build_request(
+                "POST",
+                target.url,
+                data=form,
+                headers={} if authorization is None else {"authorization": authorization},
+                timeout=httpx.Timeout(target.stall_timeout_s, connect=target.connect_timeout_s),
+            )
+        except UnicodeEncodeError:  # its own words would quote the secret
+            raise Disconnected("no credentials: they hold characters that no header can") from None
         except (OSError, ValueError) as error:  # a secret's file that is being rotated, say
             raise Disconnected(f"no credentials: {error}") from error
-        request = self._client.build_request(
-            "POST",
-            target.url,
-            data=form,
-            headers={} if authorization is None else {"authorization": authorization},
-            timeout=httpx.Timeout(target.stall_timeout_s, connect=target.connect_timeout_s),
-        )
         try:
             response = await self._client.send(request, stream=True)
             async with aclosing(response):
@@ -112,6 +117,10 @@ class HttpConnect:
 
 
 async def _beginning(response: httpx.Response) -> str:
-    async for text in response.aiter_text():
-        return " ".join(text[:_ERROR_BODY_CHARS].split())
+    try:
+        async with asyncio.timeout(_ERROR_BODY_TIMEOUT_S):
+            async for text in response.aiter_text():
+                return " ".join(text[:_ERROR_BODY_CHARS].split())
+    except (httpx.HTTPError, aiohttp.ClientError, OSError):
+        pass  # the status says how to go on, whatever becomes of its explanation
     return ""

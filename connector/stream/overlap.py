@@ -54,6 +54,14 @@ class Overlap:
         self._held_ids.update(status.id for status in statuses)
         self._held_bytes += sum(len(status.body) for status in statuses)
 
+    def asked(self) -> None:
+        """The new connection asks (again): nothing the old one brought before can come over it."""
+        self._from_old.clear()
+
+    def after(self) -> Overlap:
+        """Return the overlap that follows while this one's ids still matter."""
+        return Overlap(_from_new=self._from_old | self._from_new)
+
     def release(self) -> Sequence[Status]:
         """Return what was held back and has not been delivered yet."""
         fresh = self.fresh(self._held)
@@ -70,7 +78,7 @@ class Overlap:
 
         Needed for a while after a switch without a meeting: the new connection may lag behind.
         """
-        return self._unseen(statuses, self._from_old)
+        return self._unseen(self._unseen(statuses, self._from_old), self._from_new)
 
     def _unseen(self, statuses: Sequence[Status], seen: set[str]) -> Sequence[Status]:
         if not seen:

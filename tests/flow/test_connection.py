@@ -231,3 +231,22 @@ async def test_a_cancelled_read_closes_the_response(looptime) -> None:
         await task
     assert body.closed
     assert looptime == 7
+
+
+async def test_a_token_that_is_not_ascii() -> None:
+    with pytest.raises(Disconnected):
+        await read(Upstream(httpx.Response(200, stream=Body())), lambda: "Bearer t\u00f6ken")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: httpx.Response(429, stream=Body(then=httpx.ReadError("reset"))),
+        lambda: httpx.Response(429, stream=Body(then=httpx.ReadTimeout(""))),
+        lambda: httpx.Response(429, headers={"content-encoding": "gzip"}, stream=Body(b"Exceeded")),
+    ],
+    ids=["cut", "silent", "gzip"],
+)
+async def test_a_bad_status_stands_whatever_becomes_of_its_body(answer):
+    with pytest.raises(BadStatus):
+        await read(Upstream(answer()))

@@ -428,3 +428,55 @@ async def test_stopping_in_the_middle_of_an_overlap_keeps_what_was_read(looptime
         await asyncio.sleep(1.3)
         assert story.subscription.phase is Phase.DRAINING
     assert story.ids() == [1, 2, 7]
+
+
+async def test_a_paused_reader_is_not_taken_for_a_silent_upstream(looptime) -> None:
+    old = [OK, line(1), Wait(2.25), line(2), line(3), line(4), Hang()]  # 3 and 4 are in the socket's buffer
+    story = Story(old, [OK, Wait(0.5), line(5), Hang()], capacity=5000)
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")  # Kafka is away: 2, at 2.25 s, fills the outbox; the candidate lives at 2.5 s
+        await asyncio.sleep(3)
+        story.outbox.settle(story.entries().copy())  # and back
+        await asyncio.sleep(5)
+    assert story.ids() == [1, 2, 3, 4, 5]
+
+
+async def test_taken_back_after_a_candidate_was_lost_while_draining(looptime) -> None:
+    story = Story(
+        [OK, line(1), Wait(3.4), lines(2, 3), Hang()], [OK, Wait(1), lines(2, 3), Wait(0.1)], [Hang()]
+    )
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(2.2)
+        story.publish("a")
+        await asyncio.sleep(5)
+    assert story.ids() == [1, 2, 3]
+
+
+async def test_a_refused_candidate_costs_no_memory(looptime) -> None:
+    flow = [step for n in range(20_000) for step in (Wait(0.1), line(n))]
+    story = Story([OK, *flow, Hang()], *[[BadStatus(406)]] * 40, capacity=1 << 30)
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(1990)
+        remembered = len(story.subscription._overlap._from_old)
+    assert remembered <= 2400  # what the old one brought since the last attempt, 240 s ago at most
+
+
+async def test_a_record_answered_unchanged_is_not_answered_again_after_a_restart(looptime) -> None:
+    """Its offset counts as applied as soon as nobody before it waits."""
+    story = Story([OK, line(1), Hang()], [OK, line(2), Hang()])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("a", "b")
+        story.publish("b", key="tech/other")
+        await asyncio.sleep(5)
+    assert story.answers()[2] == ["unchanged"]
+    assert max(entry.applied for entry in story.entries() if entry.applied is not None) == 2

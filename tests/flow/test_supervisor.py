@@ -512,3 +512,22 @@ async def test_a_group_that_refuses_us_ends_the_process() -> None:
         await task
     assert caught.value.exceptions == (error,)
     assert replica.script.attempts[0].closed_at is not None
+
+
+async def test_a_lease_that_comes_back_in_the_same_breath() -> None:
+    async with running(LIVE, LIVE) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        revoked = Revoked(frozenset({FIRST}))
+        await replica.lease.tell(
+            revoked, Assigned(frozenset({SECOND})), Read([record(0, "tech", "kafka")]), CaughtUp(HOME)
+        )
+        await asyncio.sleep(1)
+        assert replica.closed_at[0] is not None
+        assert replica.closed_at[1] is None
+
+
+async def test_a_record_without_a_key_is_about_no_stream() -> None:
+    async with running() as replica:
+        await replica.own(record(0, None, "x"))
+        await asyncio.sleep(1)
+    assert [one.stream for one in replica.sink.events("predicates.")] == [None]
