@@ -36,6 +36,9 @@ def load(settings: type[_S], prefix: str, path: Path | None, environ: Mapping[st
             content = _read(path)
         except ConfigurationError as error:
             raise ConfigurationError([*mistakes, *error.mistakes]) from None
+    for key in [key for key in content if key.startswith("_")]:  # pydantic-settings would obey these
+        del content[key]
+        mistakes.append(f"{key}: no such setting")
     try:
         loaded = settings(**content)
     except ValidationError as error:
@@ -120,6 +123,8 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 (PyYAML's signature)
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise _RepeatedKey(None, None, f"{key!r} stands twice", key_node.start_mark)

@@ -45,7 +45,7 @@ PREFIX = "CONNECTOR_"
 
 
 def _name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,200}", text):
+    if text in {".", ".."} or not re.fullmatch(r"[A-Za-z0-9._-]{1,200}", text):
         raise ValueError(f"{text!r} may hold only letters, digits, dots, dashes and underscores")
     return text
 
@@ -235,7 +235,7 @@ class KafkaSettings(_Group):
     would sooner miss a stuck process than a dead one.
     """
 
-    client: dict[str, str | int | float | bool] = {}
+    client: dict[str, str | int | float | bool] = Field(default={}, repr=False)  # may hold secrets
     """Further librdkafka properties, e.g. ``security.protocol``."""
 
     password: SecretStr | None = None

@@ -29,7 +29,10 @@ def decode(value: bytes) -> Position:
     Raises:
         msgspec.DecodeError: it is not ours: somebody else writes to the topic.
     """
-    record = msgspec.json.decode(value, type=_Record)
+    try:
+        record = msgspec.json.decode(value, type=_Record)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
     return Position(record.seq, record.cursor, record.predicates, record.applied)
 
 

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from connector.model import PredicateSet
 from connector.stream.backoff import Backoff
@@ -127,6 +135,14 @@ class Dialect(_Group):
     backoff: Backoffs
     handover: Handover = Handover()
     resume: Resume | None = None
+
+    @model_validator(mode="after")
+    def _apart(self) -> Dialect:
+        if self.resume is not None:
+            one, other = f"{self.messages.id}/", f"{self.resume.cursor}/"
+            if one != other and (one.startswith(other) or other.startswith(one)):
+                raise ValueError("messages.id and resume.cursor: one cannot lie within the other")
+        return self
 
     def form(self, predicates: PredicateSet, cursor: str | None) -> dict[str, str]:
         """Return the form fields that ask for *predicates* after *cursor*."""

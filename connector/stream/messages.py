@@ -52,9 +52,8 @@ class Decoder:
 
     def __init__(self, dialect: Dialect) -> None:
         """Compile the dialect's JSON pointers into typed decoders."""
-        pointers = {"id": dialect.messages.id}
-        if dialect.resume is not None:
-            pointers["cursor"] = dialect.resume.cursor
+        pointers = {} if dialect.resume is None else {"cursor": dialect.resume.cursor}
+        pointers["id"] = dialect.messages.id  # last: an id that is the cursor too must be a string
         self._status = msgspec.json.Decoder(_shape(pointers, {"id": str, "cursor": str | int}))
         self._id = attrgetter(_path(dialect.messages.id))
         self._cursor = attrgetter(_path(dialect.resume.cursor)) if dialect.resume else None

@@ -207,3 +207,12 @@ def test_every_frame_becomes_exactly_one_thing(frames):
     assert all(b"disconnect" in frame for frame in frames)
     assert all(isinstance(status.id, str) and status.id for status in messages.statuses)
     assert all(isinstance(letter, Malformed) for letter in messages.malformed)
+
+
+def test_an_id_that_is_the_cursor_too_is_still_a_string():
+    """A number would become a key of another type."""
+    manners = dialect.load("twitter-v1", {"resume": {"parameter": "since_id", "cursor": "/id_str"}})
+    messages = Decoder(manners).decode([b'{"id_str":"4"}', b'{"id_str":5}'])
+    assert [status.id for status in messages.statuses] == ["4"]
+    assert messages.cursor_after(1) == "4"
+    assert [bad.reason for bad in messages.malformed] == ["no_id"]

@@ -205,3 +205,29 @@ def test_the_readme_shows_a_configuration_that_works(config, tmp_path: Path) -> 
     for name in ("kafka-password", "upstream-token"):
         (tmp_path / name).write_text("x")
     load(config(block.replace("/run/secrets", str(tmp_path))))
+
+
+def test_a_cursor_cannot_lie_within_an_id(config) -> None:
+    with pytest.raises(ConfigurationError, match="one cannot lie within the other"):
+        load(config(with_stream(override={"resume": {"parameter": "since", "cursor": "/id_str/x"}})))
+
+
+def test_a_secret_among_librdkafkas_properties_shows_in_no_representation(config) -> None:
+    content = {**GOOD, "kafka": {"bootstrap_servers": "a:1", "client": {"ssl.key.password": SECRET}}}
+    assert SECRET not in repr(load(config(content)))
+
+
+def test_settings_that_would_steer_the_loader_are_mistakes(config) -> None:
+    with pytest.raises(ConfigurationError, match="_env_file: no such setting"):
+        load(config({**GOOD, "_env_file": "elsewhere"}))
+
+
+def test_yaml_may_merge(config) -> None:
+    text = "kafka: {bootstrap_servers: 'k:9092'}\nstreams: {a: &a {url: 'http://u/'}, b: {<<: *a}}\n"
+    assert load(config(text)).streams.keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_topics_kafka_would_refuse_are_mistakes(config, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="may hold only"):
+        load(config({**GOOD, "kafka": {"bootstrap_servers": "a:1", "topics": {"dlq": name}}}))
