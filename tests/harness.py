@@ -369,11 +369,11 @@ def stream(url: str, **settings: Any) -> dict[str, Any]:
     }
 
 
-def assert_complete(kafka: Kafka, upstream: Upstream) -> list[Delivered]:
-    """Hold the output topic against the upstream's ledger; return the former."""
+def assert_complete(kafka: Kafka, upstream: Upstream, connection: int | None = None) -> list[Delivered]:
+    """Hold the output topic against the upstream's ledger, or one connection's; return the former."""
     delivered = kafka.delivered()
     bodies = {one.key: one.value for one in delivered}
-    owed, sent = upstream.owed(), upstream.sent()
+    owed, sent = upstream.owed(connection), upstream.sent()
     missing = {key for key, body in owed.items() if bodies.get(key) != body}
     assert not missing, f"{len(missing)} of {len(owed)} owed statuses are missing or differ"
     assert all(sent.get(key) == body for key, body in bodies.items()), "something was never sent"
@@ -385,7 +385,7 @@ def assert_complete(kafka: Kafka, upstream: Upstream) -> list[Delivered]:
     return delivered
 
 
-def await_complete(kafka: Kafka, upstream: Upstream) -> list[Delivered]:
+def await_complete(kafka: Kafka, upstream: Upstream, connection: int | None = None) -> list[Delivered]:
     """Stop the upstream's clock, wait for what is owed, and hold the topic against the ledger."""
     published = upstream.freeze()
 
@@ -394,10 +394,10 @@ def await_complete(kafka: Kafka, upstream: Upstream) -> list[Delivered]:
         if newest["closed_at"] is not None or newest["last_seq"] < published:
             return False  # a connector that is still starting will be owed what it missed
         keys = {one.key for one in kafka.delivered()}
-        return upstream.owed().keys() <= keys
+        return upstream.owed(connection).keys() <= keys
 
     eventually(is_there, "everything owed is on the output topic")
-    return assert_complete(kafka, upstream)
+    return assert_complete(kafka, upstream, connection)
 
 
 def clean_environment() -> dict[str, str]:
