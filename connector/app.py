@@ -103,7 +103,7 @@ async def _work(
     cluster = topics.Cluster(kafka)
     names = settings.kafka.topics.names()
     needed = topics.wanted(names, settings.kafka.control_partitions, settings.kafka.status_partitions)
-    longest = max(one.manners().framing.max_frame_bytes for one in settings.streams.values())
+    longest = max(one.manners.framing.max_frame_bytes for one in settings.streams.values())
     writer = Writer(
         kafka=kafka,
         group=settings.kafka.group,
@@ -120,7 +120,6 @@ async def _work(
     except _Stopped:
         return
     outbox = Outbox(settings.delivery.outbox_bytes)
-    connect = HttpConnect()
 
     def restored(partition: int) -> Restored:
         return restore(kafka, settings.kafka.group, names, partition, _RESTORE_TIMEOUT_S)
@@ -132,7 +131,7 @@ async def _work(
         outbox=outbox,
         writer=writer,
         restore=restored,
-        connect=connect,
+        connect=HttpConnect(),
         metrics=metrics,
         topic=names.predicates,
     )
@@ -148,7 +147,6 @@ async def _work(
         await supervisor.drain()
         outbox.close()
         await asyncio.wait([writing])
-        await connect.aclose()
         await lease.close()
         probing.cancel()
     await writer.close()

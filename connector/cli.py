@@ -81,7 +81,7 @@ def topics(
     kafka = settings.kafka
     needed = wanted(kafka.topics.names(), kafka.control_partitions, kafka.status_partitions)
     cluster = Cluster(kafka.properties(settings.replica))
-    longest = max(one.manners().framing.max_frame_bytes for one in settings.streams.values())
+    longest = max(one.manners.framing.max_frame_bytes for one in settings.streams.values())
     try:
         if create:
             for name in cluster.create(needed):
@@ -94,6 +94,31 @@ def topics(
         typer.echo(str(error).replace("; ", "\n"), err=True)
         raise typer.Exit(EXIT_TOPICS) from None
     typer.echo("all topics are there and fit")
+
+
+dialects = typer.Typer(help="The manners of upstreams that come with the connector.")
+main.add_typer(dialects, name="dialects")
+
+
+@dialects.callback(invoke_without_command=True)
+def list_dialects(context: typer.Context) -> None:
+    """List them, with what each is for."""
+    if context.invoked_subcommand is None:
+        from connector.stream import dialect
+
+        for name in dialect.names():
+            typer.echo(f"{name:12} {dialect.text(name).splitlines()[0].removeprefix('# ')}")
+
+
+@dialects.command()
+def show(name: str) -> None:
+    """Print one: a file to start your own from."""
+    from connector.stream import dialect
+
+    if name not in dialect.names():
+        typer.echo(f"no dialect {name!r}; there are: {', '.join(dialect.names())}", err=True)
+        raise typer.Exit(EXIT_CONFIGURATION)
+    typer.echo(dialect.text(name), nl=False)
 
 
 @main.command()

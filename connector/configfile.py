@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsError
 
 from connector.errors import ConfigurationError
 
 _S = TypeVar("_S", bound=BaseSettings)
+
+
+class Group(BaseModel):
+    """A part of the settings: unknown keys are mistakes, and nothing changes after the start."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def load(settings: type[_S], prefix: str, path: Path | None, environ: Mapping[str, str]) -> _S:

@@ -46,7 +46,38 @@ class PredicatesRejected(ConnectorError):
 
 
 class Disconnected(ConnectorError):
-    """The connection failed or ended; another attempt may work."""
+    """The connection failed or ended; another attempt may work.
+
+    What `stream.policy` makes of each of the kinds below decides when that attempt comes.
+    """
+
+
+class Unreachable(Disconnected):
+    """No request got as far as the upstream: no address, no TCP, no TLS, no credentials to send."""
+
+
+class AddressRefused(Disconnected):
+    """The upstream's name leads to an address that must not be asked; only the configuration helps."""
+
+
+class Stalled(Disconnected):
+    """Nothing came for longer than the dialect allows, not even a keep-alive."""
+
+
+class FramingLost(Disconnected):
+    """The bytes no longer tell where a frame begins; only a new connection can."""
+
+
+class EndedByServer(Disconnected):
+    """The upstream announced in the stream that it closes the connection.
+
+    Attributes:
+        code: what the announcement gives as its kind; None where it gives none.
+    """
+
+    def __init__(self, notice: str, code: str | None = None) -> None:
+        super().__init__(f"the server said {notice}")
+        self.code = code
 
 
 class BadStatus(Disconnected):
@@ -54,15 +85,34 @@ class BadStatus(Disconnected):
 
     Attributes:
         status: the HTTP status code.
+        retry_after_s: seconds the answer asks to wait; None if it does not say.
+        reset_in_s: seconds until the rate limit starts anew; matters to who is rate-limited only.
     """
 
-    def __init__(self, status: int, body: str = "") -> None:
+    def __init__(
+        self,
+        status: int,
+        body: str = "",
+        *,
+        retry_after_s: float | None = None,
+        reset_in_s: float | None = None,
+    ) -> None:
         super().__init__(f"HTTP {status}: {body}" if body else f"HTTP {status}")
         self.status = status
+        self.retry_after_s = retry_after_s
+        self.reset_in_s = reset_in_s
 
 
-class FramingLost(Disconnected):
-    """The bytes no longer tell where a frame begins; only a new connection can."""
+class WrongContent(Disconnected):
+    """The upstream answered 200 with a media type or coding that is no stream of this dialect.
+
+    Attributes:
+        is_declared: the dialect says which media types it accepts, so this is a wrong address.
+    """
+
+    def __init__(self, message: str, *, is_declared: bool) -> None:
+        super().__init__(message)
+        self.is_declared = is_declared
 
 
 class IllegalTransition(ConnectorError):

@@ -114,12 +114,15 @@ class Position:
         cursor: what the upstream needs to resume after that status, where it can.
         predicates: version of the predicate set in force.
         applied: control offset up to which records had taken effect; -1 for none.
+        attempts: when the upstream was asked lately, in seconds since the epoch; its connect budget
+            counts them, whichever process asked.
     """
 
     seq: int = 0
     cursor: str | None = None
     predicates: str | None = None
     applied: int = -1
+    attempts: tuple[float, ...] = ()
 
 
 class Tenure(NamedTuple):

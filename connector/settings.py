@@ -1,4 +1,4 @@
-"""All settings: frozen, nested, and the only reader of the environment, of files and of secrets.
+"""All settings: frozen, nested, and with `auth` the only reader of the environment, files and secrets.
 
 Every setting is also a variable: ``kafka.bootstrap_servers`` is ``CONNECTOR_KAFKA__BOOTSTRAP_SERVERS``,
 and the variable wins. Every secret ``x`` may be a file instead: ``x_file`` names it, and it is read again
@@ -10,15 +10,14 @@ from __future__ import annotations
 import os
 import re
 import socket
-from base64 import b64encode
+import tomllib
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from confluent_kafka import KafkaException, Producer
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     HttpUrl,
     NonNegativeFloat,
@@ -37,8 +36,11 @@ from pydantic_settings import (
 )
 
 from connector import configfile
+from connector.auth import Auth, NoAuth, SecretFile, reader
+from connector.configfile import Group
 from connector.model import Topics
 from connector.stream import dialect
+from connector.stream.connection import Tls
 from connector.stream.dialect import Dialect
 
 PREFIX = "CONNECTOR_"
@@ -72,70 +74,7 @@ _OWNED = frozenset(
 """librdkafka properties that the delivery guarantee depends on, or that have a setting of their own."""
 
 
-def _readable(path: Path) -> Path:
-    try:
-        content = path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
-    if not content:
-        raise ValueError(f"{path} is empty")
-    return path
-
-
-SecretFile = Annotated[Path, AfterValidator(_readable)]
-
-
-class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class NoAuth(_Group):
-    """The upstream asks for no credentials."""
-
-    kind: Literal["none"] = "none"
-
-    def authorization(self) -> str | None:
-        """Return the Authorization header."""
-        return None
-
-
-class BearerAuth(_Group):
-    """An access token."""
-
-    kind: Literal["bearer"]
-    token: SecretStr | None = None
-    token_file: SecretFile | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> BearerAuth:
-        _one_of("token", self.token, self.token_file)
-        return self
-
-    def authorization(self) -> str | None:
-        """Return the Authorization header."""
-        return f"Bearer {_secret(self.token, self.token_file)}"
-
-
-class BasicAuth(_Group):
-    """A user and a password."""
-
-    kind: Literal["basic"]
-    username: str = Field(min_length=1)
-    password: SecretStr | None = None
-    password_file: SecretFile | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> BasicAuth:
-        _one_of("password", self.password, self.password_file)
-        return self
-
-    def authorization(self) -> str | None:
-        """Return the Authorization header."""
-        pair = f"{self.username}:{_secret(self.password, self.password_file)}"
-        return f"Basic {b64encode(pair.encode()).decode()}"
-
-
-class DebounceSettings(_Group):
+class DebounceSettings(Group):
     """How predicate changes become restarts."""
 
     min_s: NonNegativeFloat = 120.0
@@ -154,19 +93,56 @@ class DebounceSettings(_Group):
         return self
 
 
-class StreamSettings(_Group):
+class TlsSettings(Group):
+    """TLS towards an upstream. Files are read anew at each connection."""
+
+    ca_file: Path | None = None
+    """Certificates that vouch for the upstream, in place of the public ones."""
+
+    certificate_file: Path | None = None
+    """The client's own certificate, where the upstream asks for one (mTLS)."""
+
+    key_file: Path | None = None
+    """Its key, unless the certificate's file holds it too."""
+
+    @model_validator(mode="after")
+    def _usable(self) -> TlsSettings:
+        if self.key_file is not None and self.certificate_file is None:
+            raise ValueError("key_file needs a certificate_file")
+        for name, path in self:
+            if path is not None and not path.is_file():
+                raise ValueError(f"{name}: there is no file {path}")
+        try:
+            self.tls().context()
+        except OSError as error:
+            raise ValueError(f"the certificates cannot be used: {error}") from None
+        return self
+
+    def tls(self) -> Tls:
+        """Return the files as the reader uses them."""
+        return Tls(**dict(self))
+
+
+class StreamSettings(Group):
     """One upstream stream, e.g. ``CONNECTOR_STREAMS__TECH__URL``."""
 
     url: HttpUrl
     """Where the stream is served."""
 
     dialect: str = "twitter-v1"
-    """The upstream's manners."""
+    """The upstream's manners: a name that ``connector dialects`` lists, or the path of a ``.toml`` file."""
 
-    override: Annotated[dict[str, Any], Field(validate_default=True)] = {}
+    override: dict[str, Any] = Field(default={}, validate_default=True)
     """Keys of the dialect that this upstream does otherwise; null removes one."""
 
-    auth: Annotated[NoAuth | BearerAuth | BasicAuth, Field(discriminator="kind")] = NoAuth()
+    auth: Auth = NoAuth()
+    tls: TlsSettings = TlsSettings()
+    proxy: HttpUrl | None = Field(default=None, repr=False)  # may hold a password
+    """An HTTP proxy. Variables such as ``HTTPS_PROXY`` are not looked at."""
+
+    allow_link_local: bool = False
+    """Whether the upstream may live at a link-local or metadata address, where clouds keep credentials."""
+
     debounce: DebounceSettings = DebounceSettings()
 
     @field_validator("url")
@@ -179,8 +155,15 @@ class StreamSettings(_Group):
     @field_validator("dialect")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in dialect.names():
-            raise ValueError(f"no such dialect; there are: {', '.join(dialect.names())}")
+        if name.endswith(".toml"):
+            try:
+                tomllib.loads(_text(name))
+            except OSError as error:
+                raise ValueError(f"cannot read {name}: {error.strerror}") from None
+            except ValueError as error:
+                raise ValueError(f"{name} is no TOML: {error}") from None
+        elif name not in dialect.names():
+            raise ValueError(f"no such dialect; there are: {', '.join(dialect.names())}, or a .toml file")
         return name
 
     @field_validator("override")
@@ -188,17 +171,24 @@ class StreamSettings(_Group):
     def _fits(cls, override: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if "dialect" in info.data:
             try:
-                dialect.load(info.data["dialect"], override)
+                dialect.parse(_text(info.data["dialect"]), override)
             except ValidationError as error:
                 raise ValueError("\n".join(configfile.explain(error))) from None
         return override
 
+    @model_validator(mode="after")
+    def _encrypted(self) -> StreamSettings:
+        if self.url.scheme == "http" and self.tls != TlsSettings():
+            raise ValueError("tls: the url is not https")
+        return self
+
+    @cached_property
     def manners(self) -> Dialect:
-        """Return the dialect with the overrides laid over it."""
-        return dialect.load(self.dialect, self.override)
+        """The dialect with the overrides laid over it, as they were at the start."""
+        return dialect.parse(_text(self.dialect), self.override)
 
 
-class TopicSettings(_Group):
+class TopicSettings(Group):
     """Names of the topics."""
 
     predicates: Name = "predicates"
@@ -219,7 +209,7 @@ class TopicSettings(_Group):
         return Topics(**self.model_dump())
 
 
-class KafkaSettings(_Group):
+class KafkaSettings(Group):
     """Where Kafka is and what is ours there."""
 
     bootstrap_servers: Annotated[str, AfterValidator(_servers)]
@@ -269,7 +259,7 @@ class KafkaSettings(_Group):
         """Return what every librdkafka client of *replica* needs to find and enter the cluster."""
         secret = {}
         if self.password or self.password_file:
-            secret = {"sasl.password": _secret(self.password, self.password_file)}
+            secret = {"sasl.password": reader(self.password, self.password_file)()}
         return {
             "bootstrap.servers": self.bootstrap_servers,
             "client.id": f"connector-{replica}",
@@ -279,7 +269,7 @@ class KafkaSettings(_Group):
         }
 
 
-class DeliverySettings(_Group):
+class DeliverySettings(Group):
     """How statuses are written."""
 
     commit_interval_s: Annotated[float, Field(ge=0, le=10)] = 0.02
@@ -289,7 +279,7 @@ class DeliverySettings(_Group):
     """Readers pause while more than this waits to be written."""
 
 
-class OpsSettings(_Group):
+class OpsSettings(Group):
     """Where ``/livez``, ``/readyz`` and ``/metrics`` are served."""
 
     host: str = "127.0.0.1"
@@ -342,17 +332,6 @@ def load(path: Path | None) -> Settings:
     return configfile.load(Settings, PREFIX, path, os.environ)
 
 
-def _one_of(name: str, secret: SecretStr | None, file: Path | None) -> None:
-    if (secret is None) == (file is None):
-        raise ValueError(f"give exactly one of {name} and {name}_file")
-    if secret is not None and not secret.get_secret_value():
-        raise ValueError(f"{name} is empty")
-
-
-def _secret(secret: SecretStr | None, file: Path | None) -> str:
-    """Return a secret; a file is read anew, because it may have been rotated."""
-    assert file is not None or secret is not None
-    text = file.read_text("utf-8").strip() if file is not None else secret.get_secret_value()  # type: ignore[union-attr]
-    if not text.isprintable():
-        raise ValueError(f"{file or 'the secret'} holds control characters")
-    return text
+def _text(name: str) -> str:
+    """Return a dialect's TOML, shipped or the user's own."""
+    return Path(name).read_text("utf-8") if name.endswith(".toml") else dialect.text(name)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from connector.control.answers import Change
+from connector.delivery.outbox import Outbox
 from connector.model import PredicateSet
-from connector.stream.reader import Ask
+from connector.stream.reader import Ask, Reader, ReaderEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Reading goes on after the outbox was full since *paused_at*."""
+
+    paused_at: float
 
 
 @dataclass(slots=True, eq=False)
@@ -16,6 +25,7 @@ class Side:
     """One reader and what it was last asked."""
 
     number: int
+    reader: Reader
     asked: Ask = field(default_factory=lambda: Ask(PredicateSet(), None))
     carried: Sequence[Change] = ()
     live: bool = False
@@ -23,7 +33,39 @@ class Side:
     is_paused: bool = False  # waits for room in the outbox: its silence says nothing
     held_cursor: str | None = None  # after what it sent while the other side was drained
     trouble: str | None = None  # why it was lost last
+    told: set[str] = field(default_factory=set)  # events of attempts since it lived last
+    discarded: set[str] = field(default_factory=set)  # reasons told on this connection
+    is_refused: bool = False  # waits for something else to ask for
     task: asyncio.Task[None] | None = None
+
+    def wake(self) -> None:
+        """End the wait after a refusal: there is something else to ask for."""
+        self.is_refused = False
+        self.reader.changed.set()
+
+    async def events(
+        self, outbox: Outbox, former: asyncio.Task[None] | None
+    ) -> AsyncGenerator[ReaderEvent | Resumed, None]:
+        """Yield what the reader brings, until the side is stopped; pause while *outbox* is full.
+
+        Args:
+            outbox: is full when statuses come faster than Kafka takes them; the upstream feels the pause.
+            former: a side to wait for first: its end closes its socket, and so frees the slot.
+        """
+        clock = asyncio.get_running_loop().time
+        if former is not None:
+            await asyncio.wait([former])
+        async with aclosing(self.reader.events()) as events:
+            async for event in events:
+                if self.stopped:  # a cancelled task runs on until it has to wait for something
+                    return
+                yield event
+                if outbox.is_full:
+                    paused_at = clock()
+                    self.is_paused = True
+                    await outbox.room()
+                    self.is_paused = False
+                    yield Resumed(paused_at)
 
 
 def stop(side: Side | None) -> None:

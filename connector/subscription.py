@@ -10,28 +10,36 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import partial
 
 import structlog
 
 from connector.control.answers import Answers, Change
 from connector.control.debounce import Debounce
-from connector.delivery.outbox import Entry, Outbox
-from connector.model import DeadLetter, Event, PredicateSet, Status, StreamId, Tenure
-from connector.ops.metrics import Metrics
-from connector.side import Side, stop
+from connector.lifecycle import Lifecycle
+from connector.model import PredicateSet, Status, StreamId
+from connector.outlet import Outlet
+from connector.side import Resumed, Side, stop
+from connector.stream.budget import Budget
 from connector.stream.dialect import Handover
 from connector.stream.handover import MAY_RESTART, Action, Phase, Signal, step
 from connector.stream.overlap import Overlap
-from connector.stream.reader import Ask, Connected, Live, Lost, Reader, ReaderEvent, Received
+from connector.stream.policy import Outcome
+from connector.stream.reader import (
+    Ask,
+    Connected,
+    Connecting,
+    Deferred,
+    Live,
+    Lost,
+    Reader,
+    ReaderEvent,
+    Received,
+)
 
 log = structlog.get_logger("connector.subscription")
 
 HELD_BYTES = 8 << 20
 """What a candidate may send while the old connection is drained; more ends the draining."""
-
-LINGER_S = 60.0
-"""How long ids of a closed connection are remembered when the two never met."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,31 +48,26 @@ class Subscription:
 
     Attributes:
         stream: its name.
-        tenure: the ownership of its home, under which it runs.
+        outlet: takes what goes out, under the ownership of the stream's home.
         reader: makes a reader from what it shall ask for.
-        drain: when an old connection has nothing more to give.
-        cursor: after which status the upstream shall resume, where it can.
+        handover: how a restart goes.
+        budget: counts this stream's attempts; the readers share it.
+        lifecycle: tells what happens to the connections.
     """
 
     stream: StreamId
-    tenure: Tenure
+    outlet: Outlet
     reader: Callable[[Callable[[], Ask]], Reader]
-    drain: Handover
+    handover: Handover
     debounce: Debounce
-    outbox: Outbox
-    metrics: Metrics
-    cursor: str | None
+    budget: Budget
+    lifecycle: Lifecycle
     phase: Phase = field(default=Phase.IDLE, init=False)
     _target: PredicateSet = field(default_factory=PredicateSet, init=False)
     _answers: Answers = field(init=False)
-    _entry: partial[Entry] = field(init=False)
     _active: Side | None = field(default=None, init=False)
     _candidate: Side | None = field(default=None, init=False)
     _overlap: Overlap | None = field(default=None, init=False)
-    _overlap_since: float = field(default=0.0, init=False)
-    _forget_at: float | None = field(default=None, init=False)  # when late ids stop mattering
-    _old_heard_at: float = field(default=0.0, init=False)
-    _dark_since: float | None = field(default=None, init=False)  # no live connection since then
     _connections: int = field(default=0, init=False)
     _last_offset: int | None = field(default=None, init=False)  # of the control records seen
     _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
@@ -72,12 +75,16 @@ class Subscription:
 
     def __post_init__(self) -> None:
         self._answers = Answers(self.stream)
-        self._entry = partial(Entry, tenure=self.tenure, stream=self.stream)
 
     @property
     def is_live(self) -> bool:
         """Whether statuses arrive, or nothing is asked for."""
         return self.phase is Phase.IDLE or (self._active is not None and self._active.live)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no connection lives, where that is known."""
+        return None if self._active is None else self._active.trouble
 
     def load(self, target: PredicateSet, unapplied: Sequence[Change]) -> None:
         """Start from the control topic's content, as it was when the lease began.
@@ -102,15 +109,14 @@ class Subscription:
         if target == self._target:
             # Only where nobody waits: an older record must still be answered after a restart.
             applied = None if answers.waiting else change.offset
-            events = [answers.unchanged(change, target.version)]
-            self.outbox.put(self._entry(events=events, handled=change.offset + 1, applied=applied))
+            self.outlet.answer([answers.unchanged(change, target.version)], change.offset, applied)
             return
         self._target = target
         events = answers.superseded(by=change)
         coming = self._coming
         if target.is_empty:
             events.append(answers.accepted(change, target.version, 0.0))
-            self.outbox.put(self._entry(events=events, handled=change.offset + 1))
+            self.outlet.answer(events, change.offset)
             self.debounce.clear()
             self._signal(Signal.EMPTIED)
             self._apply(answers.waiting, {}, target)
@@ -119,7 +125,7 @@ class Subscription:
             # waits for the connection there is.
             self.debounce.clear()
             events.append(answers.unchanged(change, target.version))
-            self.outbox.put(self._entry(events=events, handled=change.offset + 1))
+            self.outlet.answer(events, change.offset)
             self._signal(Signal.CANCELLED)
             coming.carried = tuple(answers.waiting)
             if coming.live:
@@ -128,7 +134,7 @@ class Subscription:
             self.debounce.put()
             due_in_s = max(0.0, (self._due_at() or 0.0) - self._now())
             events.append(answers.accepted(change, target.version, due_in_s))
-            self.outbox.put(self._entry(events=events, handled=change.offset + 1))
+            self.outlet.answer(events, change.offset)
             self._wake.set()
 
     async def run(self) -> None:
@@ -154,28 +160,38 @@ class Subscription:
         return self.debounce.deadline(idle=self.phase is Phase.IDLE)
 
     def _next_deadline(self) -> float | None:
-        deadlines = [self._forget_at]
-        if self.phase in MAY_RESTART:
+        deadlines = [self._drained_at(), None if self._overlap is None else self._overlap.forget_at]
+        if self.phase in MAY_RESTART or self._refused is not None:
             deadlines.append(self._due_at())
-        if (drained_at := self._drained_at()) is not None:
-            deadlines.append(drained_at)
         return min((at for at in deadlines if at is not None), default=None)
 
     def _drained_at(self) -> float | None:
         if self.phase is not Phase.DRAINING or self._active is None or self._active.is_paused:
             return None
-        quiet_at = self._old_heard_at + self.drain.drain_quiet_s
-        return min(quiet_at, self._overlap_since + self.drain.drain_max_s)
+        assert self._overlap is not None
+        return self._overlap.drained_at(self.handover.drain_quiet_s, self.handover.drain_max_s)
 
     def _meet_deadlines(self) -> None:
-        now = self._now()
-        if self._forget_at is not None and now >= self._forget_at:
-            self._overlap, self._forget_at = None, None
+        now, overlap = self._now(), self._overlap
+        if overlap is not None and overlap.forget_at is not None and now >= overlap.forget_at:
+            self._overlap = None
         if (drained_at := self._drained_at()) is not None and now >= drained_at:
             self._switch_unmet()
         due_at = self._due_at()
-        if due_at is not None and now >= due_at and self.phase in MAY_RESTART:
+        if due_at is None or now < due_at:
+            return
+        if self.phase is Phase.STEADY and self.handover.strategy == "break":
+            self._signal(Signal.DUE_ALONE)
+        elif self.phase in MAY_RESTART:
             self._signal(Signal.DUE)
+        elif (refused := self._refused) is not None:
+            refused.wake()
+
+    @property
+    def _refused(self) -> Side | None:
+        """The side that the upstream refused, and that waits for something else to ask for."""
+        waiting = {Phase.CONNECTING: self._active, Phase.OVERLAP: self._candidate}.get(self.phase)
+        return waiting if waiting is not None and waiting.is_refused else None
 
     # The state machine's shell
 
@@ -195,59 +211,49 @@ class Subscription:
                 self._active = self._start()
             case Action.START_CANDIDATE:
                 self._overlap = Overlap() if self._overlap is None else self._overlap.after()
-                self._forget_at = None
                 self._candidate = self._start()
             case Action.STOP_CANDIDATE:
                 stop(self._candidate)
                 self._candidate = None
                 if self._overlap is not None:  # what it delivered may still come over the other one
                     self._overlap.discard()
-                    self._forget_at = self._now() + LINGER_S
+                    self._overlap.linger(self._now())
             case Action.RELEASE:
                 self._release()
             case Action.PROMOTE:
                 stop(self._active)
                 self._active, self._candidate = self._candidate, None
-                if self._forget_at is None:
+                if self._overlap is not None and self._overlap.forget_at is None:
                     self._overlap = None
+            case Action.REPLACE:
+                old = self._active
+                stop(old)
+                self.lifecycle.dark(self._now(), "one connection allowed: closed for changed predicates")
+                self._active = self._start(after=old)
             case Action.STOP_ALL:
                 stop(self._active)
                 stop(self._candidate)
-                self._active = self._candidate = self._overlap = self._forget_at = None
-                self._dark_since = None
+                self._active = self._candidate = self._overlap = None
+                self.lifecycle.forget_dark()
 
     def _tell_live(self) -> None:
-        self.metrics.live(self.stream, is_live=self._active is not None and self._active.live)
+        self.lifecycle.tell_live(is_live=self._active is not None and self._active.live)
 
-    def _start(self) -> Side:
+    def _start(self, after: Side | None = None) -> Side:
         self._connections += 1
-        side = Side(self._connections)
-        reader = self.reader(lambda: self._ask(side))
-        side.task = self._readers.create_task(self._pump(side, reader), name=f"{self.stream}#{side.number}")
+        side = Side(self._connections, self.reader(lambda: self._ask(side)))
+        former = None if after is None else after.task
+        side.task = self._readers.create_task(self._pump(side, former), name=f"{self.stream}#{side.number}")
         return side
 
-    async def _pump(self, side: Side, reader: Reader) -> None:
-        async with aclosing(reader.events()) as events:
+    async def _pump(self, side: Side, former: asyncio.Task[None] | None) -> None:
+        async with aclosing(side.events(self.outlet.outbox, former)) as events:
             async for event in events:
-                if side.stopped:  # a cancelled task runs on until it has to wait for something
-                    return
                 self._heard(side, event)
-                if self.outbox.is_full:
-                    await self._pause(side)
-
-    async def _pause(self, side: Side) -> None:
-        """Stop reading while the outbox is full: the upstream feels it."""
-        side.is_paused, paused_at = True, self._now()
-        await self.outbox.room()
-        side.is_paused = False
-        if side is self._active:  # what it wrote meanwhile is still to come, so the drain starts anew
-            self._old_heard_at = self._now()
-            self._overlap_since += self._now() - max(paused_at, self._overlap_since)
-            self._wake.set()
 
     def _ask(self, side: Side) -> Ask:
         """Say what the next connection of *side* asks for: always the newest."""
-        side.asked = Ask(self._target, self.cursor)
+        side.asked = Ask(self._target, self.outlet.cursor)
         side.carried = tuple(self._answers.waiting)
         self.debounce.restarted(self._now())
         if side is self._candidate and self._overlap is not None:
@@ -256,18 +262,25 @@ class Subscription:
 
     # What readers bring
 
-    def _heard(self, side: Side, event: ReaderEvent) -> None:
+    def _heard(self, side: Side, event: ReaderEvent | Resumed) -> None:
         is_candidate = side is self._candidate
         match event:
+            case Deferred(wait_s):
+                self.outlet.tell(self.lifecycle.deferred(side, wait_s))
+            case Connecting():
+                side.is_refused = False
+                side.discarded.clear()
+                spent = self.budget.spent(self.lifecycle.wall()) or None
+                self.outlet.tell(self.lifecycle.connecting(side), attempts=spent)
             case Connected():
+                self.outlet.tell(self.lifecycle.connected(side))
                 self._signal(Signal.CANDIDATE_CONNECTED if is_candidate else Signal.ACTIVE_CONNECTED)
             case Live():
                 side.live = True
                 self._tell_live()
-                self.metrics.connected(self.stream)
-                self.outbox.put(self._entry(events=[self._event("connection.live", side)]))
-                if is_candidate:
-                    self._overlap_since = self._old_heard_at = self._now()
+                self.outlet.tell(self.lifecycle.live(side))
+                if is_candidate and self._overlap is not None:
+                    self._overlap.begin(self._now())
                     self._signal(Signal.CANDIDATE_LIVE)
                 else:
                     self._in_force_now(side, {})
@@ -275,19 +288,21 @@ class Subscription:
                 self._received(side, event, is_candidate=is_candidate)
             case Lost():
                 self._lost(side, event, is_candidate=is_candidate)
+            case Resumed(paused_at) if side is self._active and self._overlap is not None:
+                self._overlap.paused(paused_at, self._now())
+                self._wake.set()
 
     def _received(self, side: Side, event: Received, *, is_candidate: bool) -> None:
         messages = event.messages
-        self.metrics.received(self.stream, event.wire_bytes, event.discarded)
-        if messages.malformed:
-            letters = [
-                DeadLetter(bad.reason, bad.detail, self.stream, "upstream", None, bad.frame)
-                for bad in messages.malformed
-            ]
-            self.outbox.put(self._entry(dead_letters=letters))
-        if not messages.statuses:
-            return
+        self.outlet.tell(self.lifecycle.received(side, event))
+        self.outlet.dead_letters(messages.malformed)
         cursor = messages.cursor_after(len(messages.statuses))
+        if not messages.statuses:  # a keep-alive that may carry a cursor; it says nothing to an overlap
+            if is_candidate:
+                side.held_cursor = side.held_cursor if cursor is None else cursor
+            else:
+                self._deliver(side, (), cursor)
+            return
         overlap = self._overlap
         if overlap is None:
             self._deliver(side, messages.statuses, cursor)
@@ -301,30 +316,29 @@ class Subscription:
         else:
             fresh, met = overlap.old(messages.statuses)
             self._deliver(side, fresh, messages.cursor_after(len(fresh)) if met else cursor)
-            self._old_heard_at = self._now()
+            overlap.heard_at = self._now()
             if met:
                 self._signal(Signal.DRAINED)
 
     def _switch_unmet(self) -> None:
         """End the overlap although the two connections never met: the new one may lag behind."""
-        self._forget_at = self._now() + LINGER_S
+        assert self._overlap is not None
+        self._overlap.linger(self._now())
         self._signal(Signal.DRAINED)
 
     def _lost(self, side: Side, event: Lost, *, is_candidate: bool) -> None:
-        self.metrics.lost(self.stream, event.cut_bytes)
-        if side.live or event.reason != side.trouble:  # said once, not at every attempt
-            data = {"reason": event.reason, "retry_in_s": round(event.retry_in_s, 3)}
-            log.warning("connection.lost", stream=self.stream, connection=side.number, **data)
-            self.outbox.put(self._entry(events=[self._event("connection.lost", side, data)]))
+        self.outlet.tell(self.lifecycle.lost(side, event))
+        side.is_refused = event.outcome is Outcome.REFUSED
         was_live, side.live, side.trouble = side.live, False, event.reason
         if is_candidate:
             self._signal(Signal.CANDIDATE_LOST)
             return
-        if self._candidate is not None:
-            self._forget_at = self._now() + LINGER_S  # the candidate may bring some of it again
+        if self._overlap is not None and self._candidate is not None:
+            self._overlap.linger(self._now())  # the candidate may bring some of it again
         self._signal(Signal.ACTIVE_LOST)
         if was_live and not self.is_live:
-            self._dark_since = self._now()
+            self.lifecycle.dark(self._now(), event.reason)
+        self._wake.set()
 
     def _release(self) -> None:
         """Deliver what the candidate sent so far: from here on its predicates are in force."""
@@ -333,10 +347,10 @@ class Subscription:
         assert overlap is not None
         if side.live:
             held = overlap.release()
-            overlap_s = round(self._now() - self._overlap_since, 3)
+            overlap_s = round(self._now() - overlap.live_at, 3)
             joined: dict[str, object] = {"overlap_s": overlap_s, "duplicates_suppressed": overlap.suppressed}
             self._in_force_now(side, joined)
-            self.metrics.handed_over(self.stream, overlap.suppressed)
+            self.lifecycle.handed_over(overlap.suppressed)
             self._deliver(side, held, side.held_cursor)
         elif side.held_cursor is None:  # lost again while the old one was drained, which goes on
             self._deliver(side, overlap.release(), None)
@@ -347,13 +361,9 @@ class Subscription:
 
     def _in_force_now(self, side: Side, details: dict[str, object]) -> None:
         """Record that what *side* asked for is in force, and tell those who wait for it."""
-        dark_s = None if self._dark_since is None else round(self._now() - self._dark_since, 3)
-        self._dark_since = None
-        details = {
-            "connection": side.number,
-            "without_connection_s": dark_s or 0.0,
-            **details,
-        }
+        dark_s, gap = self.lifecycle.light(self._now(), side)
+        self.outlet.tell(gap)
+        details = {"connection": side.number, "without_connection_s": dark_s, **details}
         log.info(
             "connection.live",
             stream=self.stream,
@@ -372,19 +382,10 @@ class Subscription:
         applied = max((one.offset for one in changes), default=None)
         if not self._answers.waiting:  # all records up to the last are answered for good
             applied = self._last_offset
-        self.outbox.put(self._entry(events=events, version=predicates.version, applied=applied))
+        self.outlet.in_force(events, predicates.version, applied)
 
     def _deliver(self, side: Side, statuses: Sequence[Status], cursor: str | None) -> None:
-        if statuses:
-            self.cursor = cursor or self.cursor
-            self.outbox.put(
-                self._entry(statuses=statuses, cursor=cursor, version=side.asked.predicates.version)
-            )
-
-    def _event(self, kind: str, side: Side, more: dict[str, object] | None = None) -> Event:
-        version = side.asked.predicates.version
-        data = {"connection": side.number, "predicates": version, **(more or {})}
-        return Event(kind, self.stream, data)
+        self.outlet.deliver(statuses, cursor, side.asked.predicates.version)
 
     @property
     def _coming(self) -> Side | None:

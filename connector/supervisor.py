@@ -8,6 +8,7 @@ commit, give back) or lost (drop at once).
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
@@ -25,9 +26,12 @@ from connector.delivery.outbox import Entry, Outbox
 from connector.delivery.restore import Restored
 from connector.delivery.writer import Writer
 from connector.errors import PredicatesRejected
+from connector.lifecycle import Lifecycle
 from connector.model import ControlRecord, DeadLetter, Event, Position, StreamId, Tenure
 from connector.ops.metrics import Metrics
+from connector.outlet import Outlet
 from connector.settings import StreamSettings
+from connector.stream.budget import Budget
 from connector.stream.connection import Connect, Target
 from connector.stream.reader import Ask, Reader
 from connector.subscription import Subscription
@@ -63,6 +67,7 @@ class Supervisor:
         partitions: how many the control topic has.
         restore: reads a partition's state back from the log; blocking.
         topic: the control topic's name, for dead letters.
+        wall: reads the wall clock, in seconds since the epoch.
     """
 
     streams: Mapping[StreamId, StreamSettings]
@@ -75,6 +80,7 @@ class Supervisor:
     metrics: Metrics
     topic: str
     rng: Random = field(default_factory=Random)
+    wall: Callable[[], float] = time.time
     _owned: dict[int, _Partition] = field(default_factory=dict, init=False)
     _tasks: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup, init=False)
     _draining: bool = field(default=False, init=False)
@@ -121,7 +127,8 @@ class Supervisor:
                 yield f"partition {partition.tenure.partition}: loading"
             for subscription in partition.subscriptions.values():
                 if not subscription.is_live:
-                    yield f"stream {subscription.stream}: no live connection"
+                    why = f" ({subscription.trouble})" if subscription.trouble else ""
+                    yield f"stream {subscription.stream}: no live connection{why}"
 
     # A partition's life
 
@@ -184,26 +191,40 @@ class Supervisor:
     def _subscription(
         self, stream: StreamId, settings: StreamSettings, tenure: Tenure, position: Position
     ) -> Subscription:
-        dialect = settings.manners()
+        dialect = settings.manners
         target = Target(
             url=str(settings.url),
-            authorization=settings.auth.authorization,
-            connect_timeout_s=dialect.liveness.connect_timeout_s,
-            stall_timeout_s=dialect.liveness.stall_timeout_s,
+            credentials=settings.auth.credentials(),
+            liveness=dialect.liveness,
+            response=dialect.response,
+            tls=settings.tls.tls(),
+            proxy=None if settings.proxy is None else str(settings.proxy),
+            allow_link_local=settings.allow_link_local,
         )
+        budget = Budget() if dialect.budget is None else Budget(**dialect.budget.model_dump())
+        budget.restore(position.attempts)
 
         def reader(ask: Callable[[], Ask]) -> Reader:
-            return Reader(connect=self.connect, target=target, dialect=dialect, ask=ask, rng=self.rng)
+            return Reader(
+                connect=self.connect,
+                target=target,
+                dialect=dialect,
+                ask=ask,
+                budget=budget,
+                wall=self.wall,
+                rng=self.rng,
+            )
 
         return Subscription(
             stream=stream,
-            tenure=tenure,
+            outlet=Outlet(stream, tenure, self.outbox, position.cursor),
             reader=reader,
-            drain=dialect.handover,
+            handover=dialect.handover,
             debounce=Debounce(settings.debounce.min_s, settings.debounce.max_s),
-            outbox=self.outbox,
-            metrics=self.metrics,
-            cursor=position.cursor,
+            budget=budget,
+            lifecycle=Lifecycle(
+                stream=stream, metrics=self.metrics, can_resume=dialect.resume is not None, wall=self.wall
+            ),
         )
 
     def _stop_all(self, tenures: Iterable[Tenure]) -> list[Tenure]:
@@ -269,7 +290,7 @@ class Supervisor:
             raise PredicatesRejected("unknown_stream", f"no stream {stream[:80]!r}; there are: {known}")
         predicates = None
         if record.value is not None:
-            predicates = parse(record.value, settings.manners().request.predicates)
+            predicates = parse(record.value, settings.manners.request.predicates)
         if home(stream, self.partitions) != partition.tenure.partition:
             return None
         contributions = partition.contributions.setdefault(stream, Contributions())

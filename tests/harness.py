@@ -6,6 +6,7 @@ writer could not see it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -24,6 +25,9 @@ from typing import Any, NamedTuple, Self
 
 import yaml
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
+
+from connector.auth import Auth
+from connector.stream.credentials import Outgoing
 
 ROOT = Path(__file__).parent.parent
 STREAM = "tech"
@@ -359,12 +363,13 @@ def announced(body: bytes) -> bytes:
     return chunk(b"%d\r\n%s\r\n" % (len(body) + 2, body))
 
 
-def stream(url: str, **settings: Any) -> dict[str, Any]:
-    """Return a stream's configuration with restarts soon enough for a test."""
+def stream(url: str, override: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    """Return a stream's configuration with restarts soon enough, and often enough, for a test."""
     return {
         "url": f"{url}/1.1/statuses/filter.json",
         "auth": {"kind": "bearer", "token": "demo-token"},
         "debounce": {"min_s": 0.3, "max_s": 0.5},
+        "override": {"budget": None, **(override or {})},
         **settings,
     }
 
@@ -398,6 +403,19 @@ def await_complete(kafka: Kafka, upstream: Upstream, connection: int | None = No
 
     eventually(is_there, "everything owed is on the output topic")
     return assert_complete(kafka, upstream, connection)
+
+
+def authorization(auth: Auth) -> str:
+    """Return the Authorization header that these settings lead to."""
+
+    async def headers() -> dict[str, str]:
+        return await auth.credentials().headers(Outgoing("POST", "http://upstream/", None), _no_fetch, 0.0)
+
+    return asyncio.run(headers())["authorization"]
+
+
+async def _no_fetch(*_: object) -> tuple[int, bytes]:
+    raise AssertionError("asked for a token")
 
 
 def clean_environment() -> dict[str, str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from connector.errors import PredicatesRejected
 from connector.model import PredicateSet, StreamId
@@ -14,6 +15,22 @@ MAX_VALUE_BYTES = 256 * 1024
 """Longest control record: some 5,000 terms of 50 bytes, and a bound on what a publisher can cost."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Limits(Protocol):
+    """What an upstream takes of one predicate; None is no limit."""
+
+    @property
+    def max_values(self) -> int | None:
+        """How many values."""
+
+    @property
+    def max_bytes(self) -> int | None:
+        """How long each is, in bytes of UTF-8."""
+
+    @property
+    def pattern(self) -> str | None:
+        """What each matches as a whole."""
 
 
 def stream_of(key: bytes | None) -> StreamId:
@@ -30,12 +47,12 @@ def stream_of(key: bytes | None) -> StreamId:
         raise PredicatesRejected("key_not_utf8", f"the key {key[:40]!r} is not UTF-8") from None
 
 
-def parse(value: bytes, names: Collection[str]) -> PredicateSet:
+def parse(value: bytes, limits: Mapping[str, Limits]) -> PredicateSet:
     """Read a control record's value: a JSON object of lists of strings.
 
     Args:
         value: the record's value, e.g. ``b'{"track": ["kafka"]}'``.
-        names: the predicates the stream's upstream knows.
+        limits: the predicates the stream's upstream knows, by name.
 
     Raises:
         PredicatesRejected: with a reason code and a pointer; the record must change nothing.
@@ -54,12 +71,15 @@ def parse(value: bytes, names: Collection[str]) -> PredicateSet:
     terms: dict[str, list[str]] = {}
     for name, values in parsed.items():
         pointer = _pointer(name)
-        if name not in names:
-            known = ", ".join(sorted(names))
+        if name not in limits:
+            known = ", ".join(sorted(limits))
             raise PredicatesRejected("unknown_predicate", f"known are: {known}", pointer)
         if not isinstance(values, list):
             raise PredicatesRejected("not_a_list", "expected a list of strings", pointer)
-        terms[name] = [_term(term, f"{pointer}/{at}") for at, term in enumerate(values)]
+        terms[name] = [_term(term, limits[name], f"{pointer}/{at}") for at, term in enumerate(values)]
+        most = limits[name].max_values
+        if most is not None and len(set(terms[name])) > most:
+            raise PredicatesRejected("too_many_values", f"the upstream takes {most}", pointer)
     return PredicateSet.of(terms)
 
 
@@ -103,7 +123,7 @@ def _no_constant(constant: str) -> object:
     raise PredicatesRejected("not_json", f"{constant} is not JSON")
 
 
-def _term(term: object, pointer: str) -> str:
+def _term(term: object, limits: Limits, pointer: str) -> str:
     if not isinstance(term, str):
         raise PredicatesRejected("not_a_string", "expected a string", pointer)
     term = term.strip()
@@ -116,4 +136,8 @@ def _term(term: object, pointer: str) -> str:
             term.encode()
         except UnicodeEncodeError:  # a lone surrogate, which JSON can spell and UTF-8 cannot
             raise PredicatesRejected("not_unicode", "a lone surrogate", pointer) from None
+    if limits.max_bytes is not None and len(term.encode()) > limits.max_bytes:
+        raise PredicatesRejected("too_long", f"the upstream takes {limits.max_bytes} bytes", pointer)
+    if limits.pattern is not None and not re.fullmatch(limits.pattern, term, re.ASCII):
+        raise PredicatesRejected("no_match", f"the upstream takes {limits.pattern}", pointer)
     return term

@@ -20,6 +20,7 @@ class Entry:
         version: version of the predicate set in force for the statuses.
         cursor: the stream's cursor after the statuses.
         applied: control offset up to which records have taken effect with this entry.
+        attempts: when the stream's upstream was asked lately; see `Position`.
         handled: next control offset of the partition, once this entry is in the log.
         moves: control records to be written again to another partition: (record, partition).
     """
@@ -30,6 +31,7 @@ class Entry:
     version: str | None = None
     cursor: str | None = None
     applied: int | None = None
+    attempts: tuple[float, ...] | None = None
     events: Sequence[Event] = ()
     dead_letters: Sequence[DeadLetter] = ()
     handled: int | None = None

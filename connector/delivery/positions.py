@@ -16,11 +16,14 @@ class _Record(msgspec.Struct, omit_defaults=True):
     cursor: str | None = None
     predicates: str | None = None
     applied: int = -1
+    attempts: tuple[float, ...] = ()
 
 
 def encode(position: Position) -> bytes:
     """Return the record's value."""
-    return msgspec.json.encode(_Record(position.seq, position.cursor, position.predicates, position.applied))
+    return msgspec.json.encode(
+        _Record(position.seq, position.cursor, position.predicates, position.applied, position.attempts)
+    )
 
 
 def decode(value: bytes) -> Position:
@@ -33,11 +36,17 @@ def decode(value: bytes) -> Position:
         record = msgspec.json.decode(value, type=_Record)
     except (UnicodeDecodeError, RecursionError) as error:
         raise msgspec.DecodeError(str(error)) from error
-    return Position(record.seq, record.cursor, record.predicates, record.applied)
+    return Position(record.seq, record.cursor, record.predicates, record.applied, record.attempts)
 
 
 def advance(
-    position: Position, statuses: int, cursor: str | None, version: str | None, applied: int | None
+    position: Position,
+    statuses: int,
+    *,
+    cursor: str | None = None,
+    version: str | None = None,
+    applied: int | None = None,
+    attempts: tuple[float, ...] | None = None,
 ) -> Position:
     """Return *position* after so many more statuses; None leaves a member as it is."""
     return Position(
@@ -45,4 +54,5 @@ def advance(
         cursor=position.cursor if cursor is None else cursor,
         predicates=position.predicates if version is None else version,
         applied=position.applied if applied is None else max(position.applied, applied),
+        attempts=position.attempts if attempts is None else attempts,
     )

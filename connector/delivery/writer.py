@@ -227,7 +227,14 @@ class Writer:
                 continue
             before = ledger.positions.get(entry.stream, Position())
             after_seq.append(before.seq)
-            after = positions.advance(before, len(entry.statuses), entry.cursor, entry.version, entry.applied)
+            after = positions.advance(
+                before,
+                len(entry.statuses),
+                cursor=entry.cursor,
+                version=entry.version,
+                applied=entry.applied,
+                attempts=entry.attempts,
+            )
             if after != before:
                 ledger.positions[entry.stream] = after
                 moved.add(entry.stream)

@@ -32,7 +32,7 @@ class Metrics:
         self._wire = counter("upstream_bytes", "Bytes received from the upstream.", "stream")
         self._discarded = counter("discarded_bytes", "Bytes that could not be used.", "stream", "reason")
         self._connections = counter("connections", "Connections that brought their first byte.", "stream")
-        self._losses = counter("connections_lost", "Connections and attempts lost.", "stream")
+        self._losses = counter("connections_lost", "Connections and attempts lost.", "stream", "kind")
         self._handovers = counter("handovers", "Restarts without a gap.", "stream")
         self._suppressed = counter(
             "duplicates_suppressed", "Statuses that two connections brought.", "stream"
@@ -40,6 +40,12 @@ class Metrics:
         self._live = Gauge(
             "connector_stream_live",
             "1 while the stream runs here and its connection lives.",
+            ["stream"],
+            registry=self._registry,
+        )
+        self._refused = Gauge(
+            "connector_stream_refused",
+            "1 while the upstream refuses the stream: somebody has to act.",
             ["stream"],
             registry=self._registry,
         )
@@ -60,8 +66,7 @@ class Metrics:
     def received(self, stream: StreamId, wire_bytes: int, discarded: Count[str]) -> None:
         """Count one chunk."""
         self._wire.labels(stream).inc(wire_bytes)
-        for reason, size in discarded.items():
-            self._discarded.labels(stream, reason).inc(size)
+        self._discard(stream, discarded)
 
     def connected(self, stream: StreamId) -> None:
         """Count a connection that came to life."""
@@ -71,11 +76,14 @@ class Metrics:
         """Say whether the stream's connection lives."""
         self._live.labels(stream).set(is_live)
 
-    def lost(self, stream: StreamId, cut_bytes: int) -> None:
-        """Count a lost connection and the unfinished frame that went with it."""
-        self._losses.labels(stream).inc()
-        if cut_bytes:
-            self._discarded.labels(stream, "cut").inc(cut_bytes)
+    def refused(self, stream: StreamId, *, is_refused: bool) -> None:
+        """Say whether the upstream refuses the stream."""
+        self._refused.labels(stream).set(is_refused)
+
+    def lost(self, stream: StreamId, kind: str, discarded: Count[str]) -> None:
+        """Count a lost connection or attempt, and the bytes that went with it."""
+        self._losses.labels(stream, kind).inc()
+        self._discard(stream, discarded)
 
     def handed_over(self, stream: StreamId, suppressed: int) -> None:
         """Count a restart by overlap."""
@@ -93,6 +101,10 @@ class Metrics:
     def failed(self, code: str) -> None:
         """Count a transaction that did not commit."""
         self._failures.labels(code).inc()
+
+    def _discard(self, stream: StreamId, discarded: Count[str]) -> None:
+        for reason, size in discarded.items():
+            self._discarded.labels(stream, reason).inc(size)
 
     def exposition(self) -> bytes:
         """Return everything in Prometheus' text format."""

@@ -2,97 +2,215 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Literal
+from urllib.parse import urlencode
 
+import orjson
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
 from connector.model import PredicateSet
 from connector.stream.backoff import Backoff
-from connector.stream.framing import Framer, LengthFramer, LineFramer
 
 JsonPointer = Annotated[str, Field(pattern=r"^(/[^/]+)+$")]
-"""Where a member stands in a message (RFC 6901), e.g. ``/user/id_str``."""
+"""Where a member stands in a message (RFC 6901), e.g. ``/user/id_str`` or ``/errors/0``."""
+
+_OWN_HEADERS = frozenset(
+    [
+        "accept-encoding",
+        "authorization",
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "transfer-encoding",
+    ]
+)
+
+
+def _header(name: str) -> str:
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+        raise ValueError(f"{name!r} is no header name")
+    if name.lower() in _OWN_HEADERS:
+        raise ValueError(f"the connector sets {name} itself")
+    return name
+
+
+def _header_value(text: str) -> str:
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("a header holds printable ASCII only")
+    return text
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+    return text
+
+
+HeaderName = Annotated[str, AfterValidator(_header)]
+Status = Annotated[int, Field(ge=200, le=599)]
 
 
 class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class Predicate(_Group):
+    """One predicate: how it is called in requests, and what the upstream takes."""
+
+    parameter: str | None = Field(default=None, min_length=1)
+    """Its name in requests, where that is another than in control records."""
+
+    max_values: PositiveInt | None = None
+    max_bytes: PositiveInt | None = None
+    """Longest value, in bytes of UTF-8."""
+
+    pattern: Annotated[str, AfterValidator(_pattern)] | None = None
+    """Regular expression that each value matches as a whole."""
+
+
 class Request(_Group):
     """How predicates are asked for."""
 
-    method: Literal["POST"] = "POST"
-    separator: str = ","
-    """Joins the values of one predicate into one form field."""
+    method: Literal["GET", "POST"] = "GET"
+    encoding: Literal["query", "form", "json"] = "query"
+    """Where the parameters go: the URL's query, or the body of a POST."""
+
+    separator: str | None = None
+    """Joins the values of one predicate; without it the parameter is repeated (in JSON: a list)."""
 
     parameters: dict[str, str] = {}
-    """Form fields sent with every request."""
+    """Sent with every request."""
 
-    predicates: list[str] = Field(min_length=1)
-    """Names of the predicates this upstream knows; each is a form field."""
+    headers: dict[HeaderName, Annotated[str, AfterValidator(_header_value)]] = {}
+    """Sent with every request."""
+
+    predicates: dict[str, Predicate] = Field(min_length=1)
+    """The predicates this upstream knows, by their names in control records."""
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Request:
+        if self.method == "GET" and self.encoding != "query":
+            raise ValueError(f"a GET has no body for the encoding {self.encoding!r}")
+        names = [rule.parameter or name for name, rule in self.predicates.items()]
+        if taken := sorted(set(names) & self.parameters.keys()):
+            raise ValueError(f"parameters and predicates share the name {taken[0]!r}")
+        if len(set(names)) < len(names):
+            raise ValueError("two predicates become the same parameter")
+        return self
+
+
+class Response(_Group):
+    """What an answer has to look like."""
+
+    media_types: list[str] = []
+    """Accepted; any other means that the address is wrong. Empty: all but an HTML page."""
+
+    compression: list[Literal["gzip", "deflate", "zstd"]] = []
+    """Asked for. Off by default: many servers flush compressed streams late."""
+
+    @field_validator("media_types")
+    @classmethod
+    def _lower(cls, types: list[str]) -> list[str]:
+        return [one.lower() for one in types]
 
 
 class Framing(_Group):
     """How messages are told apart."""
 
-    kind: Literal["length", "lines"]
-    delimiter: Literal["\r\n", "\n"] = "\r\n"
-    """Ends a message when *kind* is ``lines``."""
+    kind: Literal["length", "lines", "sse", "json"]
+    delimiter: Literal["\r\n", "\n", "any"] = "any"
+    """Ends a message when *kind* is ``lines``; ``any`` is a newline, with or without a return."""
 
     max_frame_bytes: PositiveInt = 1_000_000
     """Longest message accepted. Kafka's own default limit is 1,048,588 bytes for a whole batch."""
 
-    def framer(self) -> Framer:
-        """Return a framer for one connection."""
-        if self.kind == "length":
-            return LengthFramer(self.max_frame_bytes)
-        return LineFramer(self.delimiter.encode(), self.max_frame_bytes)
+
+class Disconnect(_Group):
+    """How the upstream announces in the stream that it ends the connection."""
+
+    at: JsonPointer
+    """A message with this member is such an announcement."""
+
+    code: JsonPointer | None = None
+    """Where within that member its kind stands."""
+
+    refused: list[str | int] = []
+    """Codes after which only other credentials, predicates or settings help."""
 
 
 class Messages(_Group):
     """What kinds of messages there are."""
 
     id: JsonPointer
-    """Where a status has its id, a string; messages without one are not statuses."""
+    """Where a status has its id, a string or an integer; messages without one are not statuses."""
 
-    disconnect: JsonPointer | None = None
-    """A message with this member announces that the server closes the connection."""
+    events: list[str] = []
+    """Types of server-sent events that carry messages; others are dropped. Empty: all of them do."""
+
+    notices: dict[str, JsonPointer] = {}
+    """Messages that are no statuses but worth an event, by name: where the member that tells them is."""
+
+    disconnect: Disconnect | None = None
 
 
 class Resume(_Group):
     """How to go on after the last status received, where the upstream can."""
 
-    parameter: str
-    """Form field that carries the cursor; the upstream sends what comes after it."""
+    parameter: str | None = Field(default=None, min_length=1)
+    """Request parameter that carries the cursor; the upstream sends what comes after it."""
 
-    cursor: JsonPointer
-    """Where a status has its cursor, a string or an integer."""
+    header: HeaderName | None = None
+    """The same as a header, e.g. ``Last-Event-ID``."""
+
+    cursor: JsonPointer | None = None
+    """Where a status has its cursor, a string or an integer. Server-sent events: their id, if None."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Resume:
+        if (self.parameter is None) == (self.header is None):
+            raise ValueError("give exactly one of parameter and header")
+        return self
 
 
 class Liveness(_Group):
-    """When a connection counts as dead."""
+    """When a connection counts as dead, and when as healthy."""
 
     connect_timeout_s: PositiveFloat = 10.0
+    """For address, TCP and TLS together."""
+
+    headers_timeout_s: PositiveFloat = 30.0
+    """From the request to the last of the answer's headers, however slowly they trickle in."""
+
     stall_timeout_s: PositiveFloat
-    """Longest silence, keep-alives counting as sound, from the request on."""
+    """Longest silence within the body, keep-alives counting as sound."""
+
+    healthy_after_s: PositiveFloat = 30.0
+    """How long a connection has to live until its loss is no reason to back off."""
 
 
 class Delays(_Group):
     """One back-off rule: ``next = min(cap, add + factor * delay)``; jitter comes off afterwards."""
 
     first_s: PositiveFloat
-    add_s: NonNegativeFloat
+    add_s: NonNegativeFloat = 0.0
     factor: Annotated[float, Field(ge=1)] = 1.0
     cap_s: PositiveFloat
     jitter: Annotated[float, Field(ge=0, le=1)] = 0.2
@@ -106,17 +224,38 @@ class Backoffs(_Group):
     """Which rule follows which failure."""
 
     network: Delays
-    """TCP and TLS failures, stalls, and connections that end."""
+    """TCP and TLS failures, stalls, and connections that end or break."""
 
     http: Delays
-    """Every status but 200."""
+    """Statuses that are neither refusals nor rate limits."""
 
     rate_limited: Delays
-    """420 and 429."""
+
+
+class Policy(_Group):
+    """What an answer's status means; each that is not listed follows the HTTP rule."""
+
+    rate_limited: list[Status] = [420, 429]
+    refused: list[Status] = [204, 401, 403, 404, 406, 410, 413, 416]
+    """The same request will fail again."""
+
+    retry_refused_after_s: PositiveFloat = 900.0
+    """Tried again so much later although nothing changed: access may have been granted meanwhile."""
+
+
+class Attempts(_Group):
+    """The upstream's limit on connection attempts."""
+
+    attempts: PositiveInt
+    window_s: PositiveFloat
 
 
 class Handover(_Group):
-    """When the old connection of a restart has nothing more to give."""
+    """How a restart for changed predicates goes."""
+
+    strategy: Literal["overlap", "break"] = "overlap"
+    """The new connection lives before the old one goes; or, where one connection is all there may be,
+    the old one is closed first."""
 
     drain_quiet_s: PositiveFloat = 0.5
     """Silence on the old connection, once the new one is live, that ends the overlap."""
@@ -125,39 +264,88 @@ class Handover(_Group):
     """Longest overlap once the new connection is live."""
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, but for its address and its credentials.
+
+    Attributes:
+        query: to be added to the address's own; encoded.
+        form: whether the body is a form, which some signatures cover.
+    """
+
+    method: str
+    query: str
+    headers: Mapping[str, str]
+    body: bytes = b""
+    form: bool = False
+
+
 class Dialect(_Group):
     """All of an upstream's manners."""
 
     request: Request
+    response: Response = Response()
     framing: Framing
     messages: Messages
     liveness: Liveness
     backoff: Backoffs
+    policy: Policy = Policy()
+    budget: Attempts | None = None
     handover: Handover = Handover()
     resume: Resume | None = None
 
     @model_validator(mode="after")
-    def _apart(self) -> Dialect:
-        if self.resume is not None:
-            one, other = f"{self.messages.id}/", f"{self.resume.cursor}/"
+    def _consistent(self) -> Dialect:
+        resume, request = self.resume, self.request
+        if resume is None:
+            return self
+        if resume.cursor is None and self.framing.kind != "sse":
+            raise ValueError("resume.cursor: only server-sent events have ids that can stand in for it")
+        taken = {*request.parameters, *(rule.parameter or name for name, rule in request.predicates.items())}
+        if resume.parameter in taken:
+            raise ValueError(f"resume.parameter: {resume.parameter!r} is a parameter already")
+        if resume.cursor is not None:
+            one, other = f"{self.messages.id}/", f"{resume.cursor}/"
             if one != other and (one.startswith(other) or other.startswith(one)):
                 raise ValueError("messages.id and resume.cursor: one cannot lie within the other")
         return self
 
-    def form(self, predicates: PredicateSet, cursor: str | None) -> dict[str, str]:
-        """Return the form fields that ask for *predicates* after *cursor*."""
-        fields = dict(self.request.parameters)
+    def call(self, predicates: PredicateSet, cursor: str | None) -> Call:
+        """Return the request that asks for *predicates* after *cursor*."""
+        request = self.request
+        headers = dict(request.headers)
+        if self.response.media_types:
+            headers.setdefault("Accept", ", ".join(self.response.media_types))
+        fields: dict[str, str | list[str]] = dict(request.parameters)
         for name, values in predicates.terms:
-            fields[name] = self.request.separator.join(values)
-        if self.resume is not None and cursor is not None:
-            fields[self.resume.parameter] = cursor
-        return fields
+            parameter = request.predicates[name].parameter or name
+            fields[parameter] = list(values) if request.separator is None else request.separator.join(values)
+        if self.resume is not None and cursor:
+            if self.resume.header is not None:
+                headers[self.resume.header] = cursor
+            elif self.resume.parameter is not None:
+                fields[self.resume.parameter] = cursor
+        if request.encoding == "query":
+            return Call(request.method, urlencode(fields, doseq=True), headers)
+        if request.encoding == "form":
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+            return Call(request.method, "", headers, urlencode(fields, doseq=True).encode(), form=True)
+        headers["Content-Type"] = "application/json"
+        return Call(request.method, "", headers, orjson.dumps(fields))
 
 
 def names() -> list[str]:
     """Return the dialects that come with the connector."""
-    folder = resources.files("connector.stream") / "dialects"
-    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir())
+    return sorted(name for name, _ in _shipped())
+
+
+def text(name: str) -> str:
+    """Return the file of the dialect *name*.
+
+    Raises:
+        KeyError: there is no dialect of that name.
+    """
+    return dict(_shipped())[name]
 
 
 def load(name: str, override: Mapping[str, object]) -> Dialect:
@@ -169,10 +357,22 @@ def load(name: str, override: Mapping[str, object]) -> Dialect:
         KeyError: there is no dialect of that name.
         pydantic.ValidationError: what results is not a dialect; the errors name their place.
     """
-    if name not in names():
-        raise KeyError(name)
-    file = resources.files("connector.stream") / "dialects" / f"{name}.toml"
-    return Dialect.model_validate(_laid_over(tomllib.loads(file.read_text("utf-8")), override))
+    return parse(text(name), override)
+
+
+def parse(content: str, override: Mapping[str, object]) -> Dialect:
+    """Return the dialect that a TOML file's *content* describes, with *override* laid over it.
+
+    Raises:
+        tomllib.TOMLDecodeError: it is not TOML; the message names the line.
+        pydantic.ValidationError: what results is not a dialect; the errors name their place.
+    """
+    return Dialect.model_validate(_laid_over(tomllib.loads(content), override))
+
+
+def _shipped() -> Iterator[tuple[str, str]]:
+    for file in (resources.files("connector.stream") / "dialects").iterdir():
+        yield file.name.removesuffix(".toml"), file.read_text("utf-8")
 
 
 def _laid_over(base: Mapping[str, object], override: Mapping[str, object]) -> dict[str, object]:

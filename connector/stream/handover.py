@@ -3,7 +3,8 @@
 Two rules hold in every phase:
 
 1. The active connection is closed only after the candidate has proven to live (`PROMOTE` follows
-   `CANDIDATE_LIVE`), or when it is gone already, or when nothing is asked for any more.
+   `CANDIDATE_LIVE`), or when it is gone already, or when nothing is asked for any more. Only `DUE_ALONE`
+   breaks before it makes, for upstreams that allow one connection.
 2. A reader that is between connections is left alone: its next attempt carries the newest predicates,
    so a change never bypasses a back-off delay.
 """
@@ -31,6 +32,7 @@ class Signal(Enum):
     """What may happen."""
 
     DUE = auto()  # changed predicates may be asked for now
+    DUE_ALONE = auto()  # the same, where one connection is all there may be
     CANCELLED = auto()  # the changes came to nothing: what is in force is what is wanted
     EMPTIED = auto()  # nothing is asked for any more
     ACTIVE_CONNECTED = auto()
@@ -50,6 +52,7 @@ class Action(Enum):
     STOP_CANDIDATE = auto()
     RELEASE = auto()  # deliver what the candidate sent while the active one was drained
     PROMOTE = auto()  # close the active one, the candidate takes its place
+    REPLACE = auto()  # close the active one; once its socket is closed, another starts
     STOP_ALL = auto()
 
 
@@ -84,6 +87,8 @@ def step(phase: Phase, signal: Signal) -> tuple[Phase, tuple[Action, ...]]:
             return Phase.CONNECTING, ()
         case Phase.STEADY, Signal.DUE:
             return Phase.OVERLAP, (Action.START_CANDIDATE,)
+        case Phase.STEADY, Signal.DUE_ALONE:
+            return Phase.CONNECTING, (Action.REPLACE,)
         case Phase.PROVING, Signal.DUE:
             return Phase.OVERLAP, (Action.STOP_CANDIDATE, Action.START_CANDIDATE)
         case ((Phase.OVERLAP | Phase.PROVING), Signal.CANCELLED):

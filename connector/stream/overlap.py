@@ -1,4 +1,4 @@
-"""Two connections' statuses joined into one sequence, none lost, none doubled. Pure.
+"""Two connections' statuses joined into one sequence, none lost, none doubled. Pure: no clock is read.
 
 While both connections are open, the upstream writes what both ask for to both, in one order. So the
 moment the old connection brings an id that the new one has brought already, the old one has nothing to
@@ -14,16 +14,27 @@ from dataclasses import dataclass, field
 
 from connector.model import Status
 
+LINGER_S = 60.0
+"""How long ids of a closed connection are remembered when the two never met."""
+
 
 @dataclass(slots=True)
 class Overlap:
-    """The join, from the candidate's request to the switch.
+    """The join, from the candidate's request to the switch, and for a while beyond it.
+
+    All times are readings of one monotonic clock, in seconds.
 
     Attributes:
         suppressed: statuses that came twice and went out once.
+        live_at: when the new connection brought its first byte.
+        heard_at: when the old one brought its last status, or could have brought one.
+        forget_at: when the ids stop mattering; None before the switch.
     """
 
     suppressed: int = 0
+    live_at: float = 0.0
+    heard_at: float = 0.0
+    forget_at: float | None = None
     _from_old: set[str] = field(default_factory=set)
     _from_new: set[str] = field(default_factory=set)
     _held: list[Status] = field(default_factory=list)
@@ -34,6 +45,23 @@ class Overlap:
     def held_bytes(self) -> int:
         """Size of what is held back."""
         return self._held_bytes
+
+    def begin(self, now: float) -> None:
+        """Take note that both connections live."""
+        self.live_at = self.heard_at = now
+
+    def paused(self, since: float, now: float) -> None:
+        """Take note that the old connection was not read: what it brought meanwhile is still to come."""
+        self.heard_at = now
+        self.live_at += now - max(since, self.live_at)
+
+    def drained_at(self, quiet_s: float, max_s: float) -> float:
+        """When the old connection has nothing more to give, by its silence or by the time it had."""
+        return min(self.heard_at + quiet_s, self.live_at + max_s)
+
+    def linger(self, now: float) -> None:
+        """Remember the ids for a while: the new connection may lag behind, and bring them again."""
+        self.forget_at = now + LINGER_S
 
     def old(self, statuses: Sequence[Status]) -> tuple[Sequence[Status], bool]:
         """Take what the old connection brought.

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from random import Random
 
-from connector.errors import BadStatus, Disconnected
+from connector.errors import BadStatus, Disconnected, EndedByServer, Stalled, Unreachable
 from connector.model import PredicateSet
-from connector.stream.backoff import Backoff
+from connector.stream.budget import Budget
 from connector.stream.connection import Connect, Opened, Target
 from connector.stream.dialect import Dialect
+from connector.stream.intake import Intake
 from connector.stream.messages import Decoder, Messages
+from connector.stream.policy import Outcome, Pace, asked_s, classify
 
-_RATE_LIMITED = frozenset({420, 429})
+_LOOK_S = 5.0
+"""How often a refused reader looks whether its credentials have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,18 @@ class Ask:
 
     predicates: PredicateSet
     cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """The next attempt has to wait until the connect budget allows it."""
+
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Connecting:
+    """An attempt begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +54,11 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One chunk's worth.
+    """One piece of a stream.
 
     Attributes:
         messages: what it held; may be nothing but a keep-alive.
-        wire_bytes: its size.
+        wire_bytes: its size; 0 for what one chunk brought beyond its first piece.
         discarded: bytes that could not be used, by reason.
     """
 
@@ -58,34 +73,22 @@ class Lost:
 
     Attributes:
         reason: why, for people.
-        retry_in_s: when the next attempt comes.
-        cut_bytes: bytes of an unfinished frame that were dropped with it.
+        outcome: its class.
+        retry_in_s: when the next attempt comes; after a refusal sooner if something changes.
+        code: HTTP status, or the kind of the server's announcement.
+        is_stall: silence was the reason.
+        discarded: bytes dropped with it, by reason.
     """
 
     reason: str
+    outcome: Outcome
     retry_in_s: float
-    cut_bytes: int = 0
+    code: str | None = None
+    is_stall: bool = False
+    discarded: Counter[str] = field(default_factory=Counter)
 
 
-ReaderEvent = Connected | Live | Received | Lost
-
-
-@dataclass(slots=True)
-class _Delays:
-    """The three back-off rules, each going on from its own last delay until bytes arrive."""
-
-    network: Iterator[float]
-    http: Iterator[float]
-    rate_limited: Iterator[float]
-
-    def after(self, error: Disconnected) -> float:
-        match error:
-            case BadStatus(status=status) if status in _RATE_LIMITED:
-                return next(self.rate_limited)
-            case BadStatus():
-                return next(self.http)
-            case _:
-                return next(self.network)
+ReaderEvent = Deferred | Connecting | Connected | Live | Received | Lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,13 +98,19 @@ class Reader:
     Attributes:
         ask: says what to ask for; called at every attempt, so that a reconnect always carries the
             newest predicates.
+        budget: shared by all readers of the stream.
+        wall: reads the wall clock, in seconds since the epoch.
+        changed: set when there is something new to ask for; it ends the wait after a refusal.
     """
 
     connect: Connect
     target: Target
     dialect: Dialect
     ask: Callable[[], Ask]
+    budget: Budget
+    wall: Callable[[], float]
     rng: Random
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def events(self) -> AsyncGenerator[ReaderEvent, None]:
         """Yield messages and connection changes, in order, for ever.
@@ -109,44 +118,87 @@ class Reader:
         Close it with `contextlib.aclosing`; that closes the connection.
         """
         decoder = Decoder(self.dialect)
-        delays = self._delays()
+        pace = Pace(self.dialect, self.rng)
+        clock = asyncio.get_running_loop().time
         while True:
-            framer = self.dialect.framing.framer()
-            live = False
+            while (wait_s := self.budget.wait_s(self.wall())) > 0:
+                yield Deferred(wait_s)
+                await asyncio.sleep(wait_s)
+            spent_at = self.wall()
+            self.budget.spend(spent_at)
+            self.changed.clear()
+            proof = self.target.fingerprint()
+            asked = self.ask()
+            yield Connecting()
+            live_at: float | None = None
+            intake: Intake | None = None
             error = Disconnected("the server ended the stream")
             try:
-                asked = self.ask()
-                form = self.dialect.form(asked.predicates, asked.cursor)
-                async with aclosing(self.connect(self.target, form)) as chunks:
+                call = self.dialect.call(asked.predicates, asked.cursor)
+                async with aclosing(self.connect(self.target, call)) as chunks:
                     async for chunk in chunks:
                         if isinstance(chunk, Opened):
+                            intake = Intake(self.dialect, decoder, chunk.coding)
                             yield Connected()
                             continue
-                        if not live:
-                            live = True
-                            delays = self._delays()  # bytes arrived; a 200 alone proves nothing
+                        assert intake is not None
+                        if live_at is None:
+                            live_at = clock()
                             yield Live()
-                        frames = framer.feed(chunk)
-                        messages = decoder.decode(frames)
-                        discarded, framer.discarded = framer.discarded, Counter()
-                        yield Received(messages, len(chunk), discarded)
-                        if messages.disconnect is not None:
-                            error = Disconnected(f"the server said {messages.disconnect}")
+                        wire_bytes = len(chunk)
+                        ended = None
+                        for piece in intake.feed(chunk):
+                            yield Received(piece.messages, wire_bytes, piece.discarded)
+                            wire_bytes = 0
+                            ended = piece.messages.disconnect or ended
+                        if ended is not None:
+                            error = ended
                             break
+                if intake is not None and not intake.is_whole and not isinstance(error, EndedByServer):
+                    error = Disconnected("the server ended the stream within a compressed message")
             except Disconnected as raised:
                 error = raised
-            retry_in_s = delays.after(error)
-            yield Lost(str(error), retry_in_s, framer.held_bytes)
-            await asyncio.sleep(retry_in_s)
+                if isinstance(error, Unreachable):
+                    self.budget.refund(spent_at)
+            outcome = classify(error, self.dialect)
+            was_healthy = live_at is not None and clock() - live_at >= self.dialect.liveness.healthy_after_s
+            delay_s = pace.after(
+                outcome,
+                was_healthy=was_healthy,
+                asked_s=asked_s(error, outcome),
+                floor_s=intake.retry_s if intake else 0.0,
+            )
+            yield Lost(
+                str(error),
+                outcome,
+                max(delay_s, self.budget.wait_s(self.wall())),
+                code=_code(error),
+                is_stall=isinstance(error, Stalled),
+                discarded=intake.end() if intake else Counter(),
+            )
+            if outcome is Outcome.REFUSED:
+                await self._until_changed(proof, delay_s)
+            else:
+                await asyncio.sleep(delay_s)
 
-    def _delays(self) -> _Delays:
-        rules = self.dialect.backoff
-        return _Delays(
-            _start(rules.network.backoff(), self.rng),
-            _start(rules.http.backoff(), self.rng),
-            _start(rules.rate_limited.backoff(), self.rng),
-        )
+    async def _until_changed(self, proof: object, delay_s: float) -> None:
+        """Wait for something else to ask for, for other credentials than *proof*, or for *delay_s*."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + delay_s
+        while (left_s := until - clock()) > 0 and self.target.fingerprint() == proof:
+            try:
+                async with asyncio.timeout(min(left_s, _LOOK_S)):
+                    await self.changed.wait()
+            except TimeoutError:
+                continue
+            return
 
 
-def _start(backoff: Backoff, rng: Random) -> Iterator[float]:
-    return backoff.delays(rng)
+def _code(error: Disconnected) -> str | None:
+    match error:
+        case BadStatus(status=status):
+            return str(status)
+        case EndedByServer(code=code):
+            return code
+        case _:
+            return None

@@ -5,21 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from urllib.parse import parse_qsl
 
 from connector.stream import dialect
 from connector.stream.connection import Opened, Target
-from connector.stream.dialect import Dialect
+from connector.stream.credentials import NoCredentials
+from connector.stream.dialect import Call, Dialect
 
 NO_JITTER = {rule: {"jitter": 0} for rule in ("network", "http", "rate_limited")}
-LINES = {"framing": {"kind": "lines"}, "request": {"parameters": {"delimited": None}}, "backoff": NO_JITTER}
+LINES = {
+    "framing": {"kind": "lines"},
+    "request": {"parameters": {"delimited": None}},
+    "backoff": NO_JITTER,
+    "budget": None,
+}
 RESUMABLE = {**LINES, "resume": {"parameter": "since_seq", "cursor": "/seq"}}
-
-TARGET = Target(url="http://upstream", authorization=lambda: None, connect_timeout_s=10, stall_timeout_s=90)
 
 
 def manners(override: Mapping[str, object] = LINES) -> Dialect:
     """Return the dialect twitter-v1 in lines, without jitter."""
     return dialect.load("twitter-v1", override)
+
+
+TARGET = Target(url="http://upstream", credentials=NoCredentials(), liveness=manners().liveness)
 
 
 def line(number: int) -> bytes:
@@ -53,6 +61,7 @@ class Attempt:
 
     form: Mapping[str, str]
     at: float
+    headers: Mapping[str, str] = field(default_factory=dict)
     closed_at: float | None = None
 
 
@@ -64,11 +73,11 @@ class Script:
     attempts: list[Attempt] = field(default_factory=list)
     most_open: int = 0
 
-    async def __call__(self, target: Target, form: Mapping[str, str]) -> AsyncGenerator[Opened | bytes, None]:
+    async def __call__(self, target: Target, call: Call) -> AsyncGenerator[Opened | bytes, None]:
         clock = asyncio.get_running_loop().time
         number = len(self.attempts)
         assert number < len(self.connections), f"connection {number + 1} is not in the script"
-        attempt = Attempt(dict(form), clock())
+        attempt = Attempt(dict(parse_qsl(call.body.decode() or call.query)), clock(), call.headers)
         self.attempts.append(attempt)
         self.most_open = max(self.most_open, sum(one.closed_at is None for one in self.attempts))
         try:

@@ -13,9 +13,12 @@ from script import LINES, RESUMABLE, TARGET, Hang, Script, Step, Wait, line, lin
 from connector.control.answers import Change
 from connector.control.debounce import Debounce
 from connector.delivery.outbox import Outbox
-from connector.errors import BadStatus, Disconnected
+from connector.errors import BadStatus, Disconnected, Stalled
+from connector.lifecycle import Lifecycle
 from connector.model import PredicateSet, Tenure
 from connector.ops.metrics import Metrics
+from connector.outlet import Outlet
+from connector.stream.budget import Budget
 from connector.stream.connection import Opened
 from connector.stream.handover import Phase
 from connector.stream.reader import Ask, Reader
@@ -33,19 +36,31 @@ class Story:
         self.script = Script(connections)
         self.outbox = Outbox(capacity)
         dialect = manners(override)
+        limit = dialect.budget
+        budget = Budget() if limit is None else Budget(limit.attempts, limit.window_s)
+        wall = asyncio.get_running_loop().time
 
         def reader(ask: Callable[[], Ask]) -> Reader:
-            return Reader(connect=self.script, target=TARGET, dialect=dialect, ask=ask, rng=Random(1))
+            return Reader(
+                connect=self.script,
+                target=TARGET,
+                dialect=dialect,
+                ask=ask,
+                budget=budget,
+                wall=wall,
+                rng=Random(1),
+            )
 
         self.subscription = Subscription(
             stream="tech",
-            tenure=Tenure(0, 1),
+            outlet=Outlet("tech", Tenure(0, 1), self.outbox, None),
             reader=reader,
-            drain=dialect.handover,
+            handover=dialect.handover,
             debounce=Debounce(*debounce),
-            outbox=self.outbox,
-            metrics=Metrics(),
-            cursor=None,
+            budget=budget,
+            lifecycle=Lifecycle(
+                stream="tech", metrics=Metrics(), can_resume=dialect.resume is not None, wall=wall
+            ),
         )
         self._offset = 0
         self._parts: dict[str, PredicateSet] = {}
@@ -203,8 +218,8 @@ async def test_a_new_connection_that_lags_behind_doubles_nothing(looptime) -> No
     assert story.ids() == [1, 2, 3, 4, 5]
 
 
-async def test_a_refused_candidate_leaves_the_old_connection_alone(looptime) -> None:
-    story = Story([OK, *flow(1, 100)], *[[BadStatus(406)]] * 4)
+async def test_a_failing_candidate_leaves_the_old_connection_alone(looptime) -> None:
+    story = Story([OK, *flow(1, 100)], *[[BadStatus(503)]] * 4)
     async with story.running():
         story.publish("a")
         await asyncio.sleep(1)
@@ -215,7 +230,123 @@ async def test_a_refused_candidate_leaves_the_old_connection_alone(looptime) -> 
         assert [attempt.at for attempt in story.script.attempts] == [0, 2, 12, 42]
     assert story.ids() == list(range(1, len(story.ids()) + 1))
     assert story.answers() == {0: ["accepted", "applied"], 1: ["accepted"]}
-    assert len(story.events("connection.lost")) == 1, "said once, not at every attempt"
+    assert len(story.events("connection.disconnected")) == 1, "said once, not at every attempt"
+
+
+async def test_a_refused_candidate_waits_for_something_else_to_ask_for(looptime) -> None:
+    """The old connection lives on; other predicates are tried as soon as they are due."""
+    story = Story([OK, *flow(1, 100)], [BadStatus(406)], [OK, lines(*range(30, 60)), Hang()])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(30)
+        assert story.subscription.is_live
+        assert [attempt.at for attempt in story.script.attempts] == [0, 2]
+        story.publish("c")
+        await asyncio.sleep(5)
+        assert [attempt.at for attempt in story.script.attempts] == [0, 2, 31]
+    assert story.asked() == ["a", "b", "c"]
+    (refused,) = story.events("connection.refused")
+    assert refused.data["code"] == "406"
+    assert refused.data["retry_in_s"] == 900
+    assert story.answers() == {
+        0: ["accepted", "applied"],
+        1: ["accepted", "superseded"],
+        2: ["accepted", "applied"],
+    }
+
+
+async def test_a_refused_stream_is_tried_again_after_a_long_time(looptime) -> None:
+    story = Story([BadStatus(403)], [BadStatus(403)], [OK, line(1), Hang()])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        assert story.subscription.trouble == "HTTP 403"
+        await asyncio.sleep(2000)
+    assert [attempt.at for attempt in story.script.attempts] == [0, 900, 1800]
+    assert story.ids() == [1]
+
+
+async def test_where_one_connection_is_allowed_the_old_one_goes_first(looptime) -> None:
+    override = {**RESUMABLE, "handover": {"strategy": "break"}}
+    story = Story(
+        [OK, *flow(1, 100)], [OK, lines(4, 5), Wait(2), Disconnected("x")], [Hang()], override=override
+    )
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(2)
+        assert story.script.most_open == 1
+        assert [attempt.at for attempt in story.script.attempts] == [0, 2]
+        await asyncio.sleep(5)
+    assert story.script.most_open == 1
+    assert story.asked()[:2] == ["a", "b"]
+    assert story.script.attempts[1].form["since_seq"] == "3", "goes on after what was delivered"
+    assert story.ids() == [1, 2, 3, 4, 5]
+    assert [event.data["recoverable"] for event in story.events("stream.gap")] == [True]
+    assert story.answers() == {0: ["accepted", "applied"], 1: ["accepted", "applied"]}
+
+
+async def test_the_life_of_a_connection_is_told(looptime) -> None:
+    story = Story(
+        [OK, line(1), Wait(40), Stalled("stalled: silent for 90 s")],
+        [BadStatus(503, "busy")],
+        [BadStatus(503, "busy")],
+        [OK],
+        [OK, line(2), Hang()],
+    )
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(100)
+    told = [event.type.partition(".")[2] for event in story.events("connection.")]
+    assert told == [
+        *("connecting", "connected", "live", "stalled"),
+        *("connecting", "disconnected", "connected", "disconnected", "live"),
+    ]
+    (gap,) = story.events("stream.gap")
+    assert gap.data["recoverable"] is False
+    assert gap.data["reason"] == "stalled: silent for 90 s"
+    assert gap.data["from"] == "1970-01-01T00:00:40.000Z"
+    assert gap.data["to"] == "1970-01-01T00:01:20.250Z"
+
+
+async def test_a_spent_budget_delays_a_restart_and_says_so(looptime) -> None:
+    """Failures and restarts share it; it is written with the position."""
+    override = {**LINES, "budget": {"attempts": 3, "window_s": 300}}
+    story = Story(
+        [OK, line(1), Wait(50), Disconnected("x")],
+        [BadStatus(503)],
+        [OK, line(2), Hang()],
+        [OK, line(3), Hang()],
+        override=override,
+    )
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(100)
+        story.publish("b")
+        await asyncio.sleep(300)
+    assert [attempt.at for attempt in story.script.attempts] == [0, 50, 60, 300]
+    (deferred,) = story.events("connection.deferred")
+    assert deferred.data["until"] == "1970-01-01T00:05:00.000Z"
+    attempts = [entry.attempts for entry in story.entries() if entry.attempts]
+    assert attempts == [(0,), (0, 50), (0, 50, 60), (50, 60, 300)]
+
+
+async def test_notices_and_useless_bytes_are_told(looptime) -> None:
+    limit = b'{"limit":{"track":7}}\r\n'
+    long = b"x" * 1_000_001 + b"\r\n"
+    story = Story([OK, line(1), limit, long, long, lines(2), b'{"del', Disconnected("cut")], [Hang()])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+    assert story.ids() == [1, 2]
+    (notice,) = story.events("notice.")
+    assert notice.data["notice"] == "limit"
+    assert notice.data["message"] == {"track": 7}
+    (discarded,) = story.events("bytes.discarded")
+    assert discarded.data["bytes"]["oversize"] >= 1_000_000
 
 
 async def test_a_200_does_not_promote(looptime) -> None:
@@ -432,7 +563,7 @@ async def test_stopping_in_the_middle_of_an_overlap_keeps_what_was_read(looptime
 
 async def test_a_paused_reader_is_not_taken_for_a_silent_upstream(looptime) -> None:
     old = [OK, line(1), Wait(2.25), line(2), line(3), line(4), Hang()]  # 3 and 4 are in the socket's buffer
-    story = Story(old, [OK, Wait(0.5), line(5), Hang()], capacity=5000)
+    story = Story(old, [OK, Wait(0.5), line(5), Hang()], capacity=9000)
     async with story.running():
         story.publish("a")
         await asyncio.sleep(1)

@@ -116,13 +116,16 @@ def test_the_upstream_may_come_late_and_go_away_in_between(kafka: Kafka, tmp_pat
             with Upstream("--port", str(port), "--rate", "100"):
                 eventually(connector.is_ready, "ready")
             eventually(lambda: not connector.is_ready(), "not ready again")
-        lost = connector.logged("connection.lost")
+        lost = connector.logged("connection.disconnected")
         assert len(lost) <= 6, "said at every attempt"
         assert connector.stop()[0] == 0
         assert {event["type"] for event in kafka.events("connection.")} == {
+            "connection.connecting",
+            "connection.connected",
             "connection.live",
-            "connection.lost",
+            "connection.disconnected",
         }
+        assert [gap["recoverable"] for gap in kafka.events("stream.gap")] == [False]
 
 
 def test_no_secret_shows_in_logs_metrics_or_events(kafka: Kafka, tmp_path: Path) -> None:
@@ -136,10 +139,14 @@ def test_no_secret_shows_in_logs_metrics_or_events(kafka: Kafka, tmp_path: Path)
             connector.create_topics().start()
             kafka.publish(STREAM, {"track": ["kafka"]})
             kafka.publish("refused", {"track": ["kafka"]})
-            eventually(lambda: len(kafka.events("connection.lost")) >= 2, "both refused")
-            assert "HTTP 401" in str(kafka.events("connection.lost"))
+            eventually(lambda: len(kafka.events("connection.refused")) >= 2, "both refused")
+            assert {one["code"] for one in kafka.events("connection.refused")} == {"401"}
+            assert "HTTP 401" in connector.ops("/readyz")[1]
             metrics = connector.ops("/metrics")[1]
-            # A token that is rotated in its file is used at the next attempt, without a restart.
+            assert 'connector_stream_refused{stream="refused"} 1.0' in metrics
+            # A token that is rotated in its file is used without a restart, and without a long wait.
+            token_file.write_text("demo-token\n")
+            eventually(kafka.delivered, "the right token")
             assert connector.stop()[0] == 0
         assert SECRET not in connector.log.read_text()
         assert SECRET not in metrics

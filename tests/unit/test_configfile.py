@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from harness import authorization
 from typer.testing import CliRunner
 
+from connector.auth import BasicAuth
 from connector.cli import main
 from connector.errors import ConfigurationError
-from connector.settings import _OWNED, BasicAuth, Settings, load
+from connector.settings import _OWNED, Settings, load
 
 SECRET = "hunter2-and-more"
 STREAM = {"url": "http://127.0.0.1:1/stream"}
@@ -238,12 +240,12 @@ def test_every_secrets_file_is_read_anew_after_a_rotation(config, tmp_path):
         )
     )
     auth = settings.streams["tech"].auth
-    before = auth.authorization()
-    assert before == BasicAuth(kind="basic", username="u", password="first").authorization()
+    before = authorization(auth)
+    assert before == authorization(BasicAuth(kind="basic", username="u", password="first"))
     assert settings.kafka.properties("r")["sasl.password"] == "first"
     for file in (kafka, basic):
         file.write_text("second")
-    assert auth.authorization() == BasicAuth(kind="basic", username="u", password="second").authorization()
+    assert authorization(auth) == authorization(BasicAuth(kind="basic", username="u", password="second"))
     assert settings.kafka.properties("r")["sasl.password"] == "second"
 
 
@@ -256,7 +258,7 @@ def test_a_secret_shows_in_no_representation_wherever_it_came_from(config, monke
     settings = load(config(GOOD))
     for shown in (repr(settings), str(settings), settings.model_dump_json(), repr(settings.model_dump())):
         assert SECRET not in shown
-    assert settings.streams["tech"].auth.authorization() == f"Bearer {SECRET}"
+    assert authorization(settings.streams["tech"].auth) == f"Bearer {SECRET}"
 
 
 # --- Kafka's own properties ---------------------------------------------------------------------

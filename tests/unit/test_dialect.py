@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from urllib.parse import parse_qsl
+
+import orjson
 import pytest
 from pydantic import ValidationError
 
 from connector.model import PredicateSet
 from connector.stream import dialect
-from connector.stream.framing import LengthFramer, LineFramer
 
 PREDICATES = PredicateSet.of({"track": ["kafka", "apache flink"], "follow": ["2", "1"]})
+TRACK = PredicateSet.of({"track": ["kafka", "a&b"]})
 RESUME = {"resume": {"parameter": "since_id", "cursor": "/id_str"}}
 
 
-def test_every_dialect_that_is_shipped_loads():
-    assert dialect.names() == ["twitter-v1"]
-    for name in dialect.names():
-        assert dialect.load(name, {}).request.predicates
+def form(name: str, override: dict, predicates=PREDICATES, cursor: str | None = None) -> dict[str, str]:
+    return dict(parse_qsl(dialect.load(name, override).call(predicates, cursor).body.decode()))
+
+
+@pytest.mark.parametrize("name", ["ndjson", "sse", "twitter-v1"])
+def test_every_dialect_that_is_shipped_loads(name):
+    assert "track" in dialect.load(name, {}).request.predicates
+    assert dialect.text(name).startswith("# ")
+
+
+def test_these_dialects_are_shipped():
+    assert dialect.names() == ["ndjson", "sse", "twitter-v1"]
 
 
 def test_a_dialect_nobody_ships_is_not_found():
@@ -24,8 +35,14 @@ def test_a_dialect_nobody_ships_is_not_found():
         dialect.load("gopher", {})
 
 
+# What is asked
+
+
 def test_twitter_is_asked_by_form():
-    assert dialect.load("twitter-v1", {}).form(PREDICATES, None) == {
+    call = dialect.load("twitter-v1", {}).call(PREDICATES, None)
+    assert (call.method, call.query, call.form) == ("POST", "", True)
+    assert call.headers == {"Content-Type": "application/x-www-form-urlencoded"}
+    assert form("twitter-v1", {}) == {
         "delimited": "length",
         "stall_warnings": "true",
         "follow": "1,2",
@@ -33,35 +50,77 @@ def test_twitter_is_asked_by_form():
     }
 
 
+def test_a_query_repeats_the_parameter_for_each_value():
+    call = dialect.load("ndjson", {}).call(TRACK, None)
+    assert (call.method, call.query, call.body) == ("GET", "track=a%26b&track=kafka", b"")
+
+
+def test_a_query_may_join_the_values_too():
+    call = dialect.load("ndjson", {"request": {"separator": ","}}).call(TRACK, None)
+    assert call.query == "track=a%26b%2Ckafka"
+
+
+@pytest.mark.parametrize(("separator", "track"), [(None, ["a&b", "kafka"]), ("|", "a&b|kafka")])
+def test_a_body_may_be_json(separator, track):
+    override = {
+        "request": {
+            "method": "POST",
+            "encoding": "json",
+            "separator": separator,
+            "parameters": {"mode": "live"},
+        }
+    }
+    call = dialect.load("ndjson", override).call(TRACK, None)
+    assert orjson.loads(call.body) == {"mode": "live", "track": track}
+    assert call.headers["Content-Type"] == "application/json"
+
+
+def test_a_predicate_may_have_another_name_in_requests():
+    override = {"request": {"predicates": {"track": {"parameter": "q"}}}}
+    assert dialect.load("ndjson", override).call(TRACK, None).query == "q=a%26b&q=kafka"
+
+
+def test_events_are_accepted_and_resumed_by_headers():
+    sse = dialect.load("sse", {})
+    assert sse.call(TRACK, "7").headers == {
+        "Cache-Control": "no-store",
+        "Accept": "text/event-stream",
+        "Last-Event-ID": "7",
+    }
+    assert "Last-Event-ID" not in sse.call(TRACK, None).headers
+    assert "Last-Event-ID" not in sse.call(TRACK, "").headers, "an empty id resets it"
+
+
 def test_a_cursor_is_sent_where_the_upstream_can_resume_and_only_there():
-    resuming = dialect.load("twitter-v1", RESUME)
-    assert resuming.form(PREDICATES, "7")["since_id"] == "7"
-    assert "since_id" not in resuming.form(PREDICATES, None)
-    plain = dialect.load("twitter-v1", {})
-    assert plain.form(PREDICATES, "7") == plain.form(PREDICATES, None)
+    assert form("twitter-v1", RESUME, cursor="7")["since_id"] == "7"
+    assert "since_id" not in form("twitter-v1", RESUME)
+    assert form("twitter-v1", {}, cursor="7") == form("twitter-v1", {})
 
 
 def test_asking_leaves_the_dialect_as_it_is():
     twitter = dialect.load("twitter-v1", RESUME)
-    twitter.form(PREDICATES, "7")
-    assert twitter.form(PredicateSet(), None) == {"delimited": "length", "stall_warnings": "true"}
+    twitter.call(PREDICATES, "7")
+    assert twitter.call(PredicateSet(), None).body == b"delimited=length&stall_warnings=true"
+
+
+# What is laid over
 
 
 def test_an_override_changes_its_keys_and_leaves_their_neighbours():
     plain = dialect.load("twitter-v1", {})
-    other = dialect.load("twitter-v1", {"liveness": {"stall_timeout_s": 5}, "request": {"separator": " "}})
+    override = {"liveness": {"stall_timeout_s": 5}, "request": {"separator": " "}}
+    other = dialect.load("twitter-v1", override)
     assert other.liveness.stall_timeout_s == 5
     assert other.liveness.connect_timeout_s == plain.liveness.connect_timeout_s
-    assert other.form(PREDICATES, None)["follow"] == "1 2"
+    assert form("twitter-v1", override)["follow"] == "1 2"
     assert other.backoff == plain.backoff
     assert dialect.load("twitter-v1", {}) == plain, "what is shipped is not changed by it"
 
 
 def test_an_override_of_null_removes_a_key():
     assert dialect.load("twitter-v1", {"messages": {"disconnect": None}}).messages.disconnect is None
-    assert "delimited" not in dialect.load(
-        "twitter-v1", {"request": {"parameters": {"delimited": None}}}
-    ).form(PREDICATES, None)
+    assert dialect.load("twitter-v1", {"budget": None}).budget is None
+    assert "delimited" not in form("twitter-v1", {"request": {"parameters": {"delimited": None}}})
     assert dialect.load("twitter-v1", {"nothing": None}) == dialect.load("twitter-v1", {})
 
 
@@ -76,12 +135,30 @@ def test_an_override_of_null_removes_a_key():
         ({"messages": {"id": "/a//b"}}, ("messages", "id")),
         ({"messages": {"id": ""}}, ("messages", "id")),
         ({"request": {"predicates": []}}, ("request", "predicates")),
-        ({"request": {"method": "GET"}}, ("request", "method")),
+        ({"request": {"predicates": None}}, ("request", "predicates")),
+        ({"request": {"predicates": {"a": {"max_bytes": 0}}}}, ("request", "predicates", "a", "max_bytes")),
+        ({"request": {"predicates": {"a": {"pattern": "("}}}}, ("request", "predicates", "a", "pattern")),
+        ({"request": {"predicates": {"a": {"parameter": "track"}}}}, ("request",)),
+        ({"request": {"predicates": {"delimited": {}}}}, ("request",)),
+        ({"request": {"method": "PUT"}}, ("request", "method")),
+        ({"request": {"method": "GET"}}, ("request",)),
+        ({"request": {"headers": {"Authorization": "x"}}}, ("request", "headers", "Authorization", "[key]")),
+        ({"request": {"headers": {"a b": "x"}}}, ("request", "headers", "a b", "[key]")),
+        ({"request": {"headers": {"X-A": "a\r\nb"}}}, ("request", "headers", "X-A")),
+        ({"response": {"compression": ["br"]}}, ("response", "compression", 0)),
+        ({"policy": {"refused": [99]}}, ("policy", "refused", 0)),
+        ({"budget": {"attempts": 0}}, ("budget", "attempts")),
+        ({"handover": {"strategy": "hope"}}, ("handover", "strategy")),
+        ({"messages": {"disconnect": "/disconnect"}}, ("messages", "disconnect")),
         ({"liveness": {"stall_timeout_s": 0}}, ("liveness", "stall_timeout_s")),
         ({"backoff": {"http": {"jitter": 1.5}}}, ("backoff", "http", "jitter")),
         ({"backoff": {"http": {"factor": 0.5}}}, ("backoff", "http", "factor")),
         ({"backoff": {"htpp": {}}}, ("backoff", "htpp")),
-        ({"resume": {"parameter": "since_id"}}, ("resume", "cursor")),
+        ({"resume": {"parameter": "since_id"}}, ()),
+        ({"resume": {"parameter": "track", "cursor": "/x"}}, ()),
+        ({"resume": {"cursor": "/x"}}, ("resume",)),
+        ({"resume": {"parameter": "a", "header": "b", "cursor": "/x"}}, ("resume",)),
+        ({"resume": {"header": "Host", "cursor": "/x"}}, ("resume", "header")),
         ({"wings": 2}, ("wings",)),
     ],
 )
@@ -89,15 +166,3 @@ def test_an_override_that_does_not_fit_is_refused_at_its_place(override, place):
     with pytest.raises(ValidationError) as refused:
         dialect.load("twitter-v1", override)
     assert [mistake["loc"] for mistake in refused.value.errors()] == [place]
-
-
-def test_each_connection_has_a_framer_of_its_own():
-    framing = dialect.load("twitter-v1", {}).framing
-    assert framing.framer() == LengthFramer(1_000_000)
-    assert framing.framer() is not framing.framer()
-
-
-@pytest.mark.parametrize("delimiter", ["\r\n", "\n"])
-def test_lines_are_framed_by_their_delimiter(delimiter):
-    override = {"framing": {"kind": "lines", "delimiter": delimiter, "max_frame_bytes": 9}}
-    assert dialect.load("twitter-v1", override).framing.framer() == LineFramer(delimiter.encode(), 9)

@@ -28,6 +28,7 @@ TABLE = {
     (CONNECTING, Signal.STOP): (CLOSED, [Action.STOP_ALL]),
     #
     (STEADY, Signal.DUE): (OVERLAP, [Action.START_CANDIDATE]),
+    (STEADY, Signal.DUE_ALONE): (CONNECTING, [Action.REPLACE]),
     (STEADY, Signal.CANCELLED): (STEADY, []),
     (STEADY, Signal.EMPTIED): (IDLE, [Action.STOP_ALL]),
     (STEADY, Signal.ACTIVE_LOST): (CONNECTING, []),
@@ -109,6 +110,9 @@ class Readers:
             case Action.PROMOTE:
                 assert self.candidate is not None
                 self.active, self.candidate = self.candidate, None
+            case Action.REPLACE:
+                assert self.candidate is None
+                self.active = next(self.started)
             case Action.RELEASE:
                 assert self.candidate is not None
             case Action.STOP_ALL:
@@ -119,7 +123,7 @@ class Readers:
 ENDS_THE_ACTIVE = {
     IDLE: set(),
     CONNECTING: {Signal.STOP, Signal.EMPTIED},
-    STEADY: {Signal.STOP, Signal.EMPTIED},
+    STEADY: {Signal.STOP, Signal.EMPTIED, Signal.DUE_ALONE},
     OVERLAP: {Signal.STOP, Signal.EMPTIED, Signal.ACTIVE_LOST},
     PROVING: {Signal.STOP, Signal.EMPTIED, Signal.ACTIVE_LOST},
     DRAINING: {Signal.STOP, Signal.EMPTIED, Signal.ACTIVE_LOST, Signal.DRAINED},

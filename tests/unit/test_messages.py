@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from connector.model import Status
 from connector.stream import dialect
-from connector.stream.messages import Decoder, Malformed, Messages
+from connector.stream.messages import Decoder, Malformed, Messages, Notice
+from connector.stream.sse import SseEvent
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
@@ -90,13 +91,14 @@ def test_a_pointer_that_leads_nowhere_finds_no_id(frame):
         (b"{}", "no_id"),
         (b'{"text":"kafka"}', "no_id"),
         (b'{"id_str":""}', "no_id"),
-        (b'{"id_str":1}', "no_id"),
+        (b'{"id_str":1.5}', "no_id"),
+        (b'{"id_str":true}', "no_id"),
         (b'{"id_str":null}', "no_id"),
         (b'{"id_str":["1"]}', "no_id"),
         (b"null", "no_id"),
         (b'"1"', "no_id"),
         (b'[{"id_str":"1"}]', "no_id"),
-        (b'{"limit":{"track":5}}', "no_id"),
+        (b'{"limits":{"track":5}}', "no_id"),
     ],
     ids=lambda value: repr(value)[:40],
 )
@@ -125,13 +127,107 @@ def test_a_disconnect_notice_is_no_dead_letter():
     messages = TWITTER.decode(frames)
     assert messages.statuses == [Status("1", frames[0])]
     assert messages.malformed == []
-    assert messages.disconnect == '{"code":4,"reason":"duplicate"}'
+    assert messages.disconnect is not None
+    assert str(messages.disconnect) == 'the server said {"code":4,"reason":"duplicate"}'
+    assert messages.disconnect.code == "4"
 
 
 def test_a_disconnect_notice_is_cut_when_long():
     notice = TWITTER.decode([json.dumps({"disconnect": {"reason": "x" * 5000}}).encode()]).disconnect
     assert notice is not None
-    assert len(notice) == 200
+    assert notice.code is None
+    assert len(str(notice)) == len("the server said ") + 200
+
+
+def test_an_announcement_may_stand_in_a_list():
+    """As X v2 has it, within a body that began with 200."""
+    x = decoder(messages={"id": "/data/id", "disconnect": {"at": "/errors/0", "code": "/title"}})
+    frame = b'{"errors":[{"title":"operational-disconnect","disconnect_type":"Upstream"}]}'
+    announced = x.decode([frame]).disconnect
+    assert announced is not None
+    assert announced.code == "operational-disconnect"
+    for other in (b'{"errors":[]}', b'{"errors":{"1":1}}', b'{"errors":7}', b'{"errors":"x"}'):
+        assert x.decode([other]).disconnect is None
+
+
+def test_notices_are_neither_statuses_nor_dead_letters():
+    frames = [b'{"limit":{"track":5}}', b'{"id_str":"1"}', b'{"delete":{"status":{"id":7}}}']
+    messages = TWITTER.decode(frames)
+    assert [status.id for status in messages.statuses] == ["1"]
+    assert messages.malformed == []
+    assert messages.notices == [Notice("limit", {"track": 5}), Notice("delete", {"status": {"id": 7}})]
+
+
+@pytest.mark.parametrize(
+    ("told", "beginning"),
+    [
+        (b'"%b"' % (b"x" * 5000), '"xxx'),
+        (b'{"id":%b}' % (b"9" * 30), '{"id":999'),  # no encoder for events takes such a number
+        (b'"%b"' % ("é" * 3000).encode(), '"é'),
+    ],
+)
+def test_a_notice_that_no_event_can_carry_is_passed_on_as_text(told, beginning):
+    (notice,) = TWITTER.decode([b'{"warning":%b}' % told]).notices
+    assert isinstance(notice.message, str)
+    assert notice.message.startswith(beginning)
+    assert len(notice.message.encode()) <= 4096
+
+
+# Server-sent events
+
+EVENTS = Decoder(dialect.load("sse", {}))
+
+
+def event(number: int, kind: str = "message", last_id: str | None = None) -> SseEvent:
+    return SseEvent(b'{"id":%d}' % number, kind, last_id)
+
+
+def test_an_events_id_is_the_cursor():
+    messages, _ = EVENTS.decode_events([event(1, last_id="a"), event(2, last_id="b")], "b")
+    assert [status.id for status in messages.statuses] == ["1", "2"]
+    assert [messages.cursor_after(count) for count in range(3)] == [None, "a", "b"]
+
+
+def test_an_id_without_data_moves_the_cursor_on():
+    messages, _ = EVENTS.decode_events([event(1, last_id="a")], "c")
+    assert messages.cursor_after(1) == "c"
+    assert EVENTS.decode_events([], "d")[0].cursor_after(0) == "d"
+
+
+def test_cursors_of_events_count_good_statuses_alone():
+    events = [SseEvent(b"bad", "message", "a"), event(2, last_id="b"), SseEvent(b"{}", "message", "c")]
+    messages, _ = EVENTS.decode_events([*events, event(3, last_id="d")], "d")
+    assert [messages.cursor_after(count) for count in (1, 2)] == ["b", "d"]
+    assert len(messages.malformed) == 2
+
+
+@pytest.mark.parametrize("cursor", ["a\r\nx: y", "a\nb", "a\0b", "x" * 9000])
+def test_a_cursor_that_cannot_be_sent_back_is_none(cursor):
+    """What is resumed from then is the one before: that repeats, and loses nothing."""
+    messages, _ = EVENTS.decode_events([event(1, last_id=cursor)], None)
+    assert messages.cursor_after(1) is None
+    frame = json.dumps({"data": {"id": "1", "position": {"at": cursor}}}).encode()
+    assert RESUMING.decode([frame]).cursor_after(1) is None
+
+
+def test_events_of_other_types_are_dropped_and_counted():
+    """Mastodon's ``filters_changed`` says ``undefined``, which is no JSON."""
+    some = Decoder(dialect.load("sse", {"messages": {"events": ["update"]}}))
+    events = [
+        event(1, "update", "a"),
+        SseEvent(b"undefined", "filters_changed", "b"),
+        event(2, "update", "c"),
+    ]
+    messages, dropped = some.decode_events(events, "c")
+    assert [status.id for status in messages.statuses] == ["1", "2"]
+    assert messages.malformed == ()
+    assert dropped == 9
+
+
+def test_an_events_cursor_may_stand_in_its_data():
+    some = Decoder(dialect.load("sse", {"resume": {"cursor": "/at"}}))
+    messages, _ = some.decode_events([SseEvent(b'{"id":1,"at":7}', "message", "ignored")], "ignored")
+    assert messages.cursor_after(1) == "7"
 
 
 def test_a_status_that_speaks_of_a_disconnect_is_a_status():
@@ -180,7 +276,7 @@ def test_a_dialect_that_cannot_resume_has_no_cursor():
 
 good = st.integers(0, 99).map(lambda number: b'{"id_str":"%d"}' % number)
 bad = st.sampled_from(
-    [b"[", b"{}", b'{"id_str":""}', b'{"id_str":7}', b'{"id_str":"7","x":"\xff"}', b"[" * 50_000]
+    [b"[", b"{}", b'{"id_str":""}', b'{"id_str":[]}', b'{"id_str":"7","x":"\xff"}', b"[" * 50_000]
 )
 
 
@@ -209,10 +305,11 @@ def test_every_frame_becomes_exactly_one_thing(frames):
     assert all(isinstance(letter, Malformed) for letter in messages.malformed)
 
 
-def test_an_id_that_is_the_cursor_too_is_still_a_string():
-    """A number would become a key of another type."""
+@pytest.mark.parametrize("number", [0, 7, -1, 1 << 63, 1 << 64, 10**30])
+def test_an_id_may_be_a_number_of_any_size(number):
+    """And the cursor too: it is kept to the last digit."""
     manners = dialect.load("twitter-v1", {"resume": {"parameter": "since_id", "cursor": "/id_str"}})
-    messages = Decoder(manners).decode([b'{"id_str":"4"}', b'{"id_str":5}'])
-    assert [status.id for status in messages.statuses] == ["4"]
-    assert messages.cursor_after(1) == "4"
-    assert [bad.reason for bad in messages.malformed] == ["no_id"]
+    messages = Decoder(manners).decode([b'{"id_str":"4"}', b'{"id_str":%d}' % number])
+    assert [status.id for status in messages.statuses] == ["4", str(number)]
+    assert messages.cursor_after(2) == str(number)
+    assert RESUMING.decode([b'{"data":{"id":%d,"position":{"at":1}}}' % number]).statuses[0].id == str(number)

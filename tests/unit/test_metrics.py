@@ -13,13 +13,14 @@ COUNTERS = {
     "connector_upstream_bytes": {"stream"},
     "connector_discarded_bytes": {"stream", "reason"},
     "connector_connections": {"stream"},
-    "connector_connections_lost": {"stream"},
+    "connector_connections_lost": {"stream", "kind"},
     "connector_handovers": {"stream"},
     "connector_duplicates_suppressed": {"stream"},
     "connector_statuses_committed": {"stream"},
     "connector_dead_letters": {"reason"},
     "connector_transactions_failed": {"code"},
 }
+GAUGES = {"connector_stream_live", "connector_stream_refused"}
 
 
 def scraped(metrics: Metrics) -> dict[tuple[str, ...], float]:
@@ -38,8 +39,9 @@ def metrics() -> Metrics:
     metrics.received("tech", 50, Counter())
     metrics.connected("tech")
     metrics.live("tech", is_live=True)
-    metrics.lost("tech", 20)
-    metrics.lost("tech", 0)
+    metrics.refused("tech", is_refused=True)
+    metrics.lost("tech", "stalled", Counter(cut=20))
+    metrics.lost("tech", "disconnected", Counter())
     metrics.handed_over("tech", 4)
     metrics.committed(Counter({"tech": 5, "news": 6}), Counter({"not_json": 2}), 0.03)
     metrics.failed("_TIMED_OUT")
@@ -50,14 +52,14 @@ def test_every_metric_has_its_name_type_labels_and_help(metrics):
     families = {
         family.name: family for family in text_string_to_metric_families(metrics.exposition().decode())
     }
-    assert families.keys() == {*COUNTERS, "connector_stream_live", "connector_transaction_seconds"}
+    assert families.keys() == {*COUNTERS, *GAUGES, "connector_transaction_seconds"}
     for name, labels in COUNTERS.items():
         assert families[name].type == "counter"
         assert families[name].documentation
         for sample in families[name].samples:
             assert sample.name == f"{name}_total", "no second series per counter"
             assert sample.labels.keys() == labels
-    assert families["connector_stream_live"].type == "gauge"
+    assert all(families[name].type == "gauge" for name in GAUGES)
     assert families["connector_transaction_seconds"].type == "histogram"
 
 
@@ -68,7 +70,8 @@ def test_every_count_adds_up(metrics):
     assert counted["connector_discarded_bytes_total", "no_length", "tech"] == 3
     assert counted["connector_discarded_bytes_total", "cut", "tech"] == 20
     assert counted["connector_connections_total", "tech"] == 1
-    assert counted["connector_connections_lost_total", "tech"] == 2
+    assert counted["connector_connections_lost_total", "stalled", "tech"] == 1
+    assert counted["connector_connections_lost_total", "disconnected", "tech"] == 1
     assert counted["connector_handovers_total", "tech"] == 1
     assert counted["connector_duplicates_suppressed_total", "tech"] == 4
     assert counted["connector_statuses_committed_total", "tech"] == 5
@@ -83,6 +86,12 @@ def test_a_stream_is_live_until_it_is_not(metrics):
     assert scraped(metrics)["connector_stream_live", "tech"] == 1
     metrics.live("tech", is_live=False)
     assert scraped(metrics)["connector_stream_live", "tech"] == 0
+
+
+def test_a_stream_is_refused_until_it_is_not(metrics):
+    assert scraped(metrics)["connector_stream_refused", "tech"] == 1
+    metrics.refused("tech", is_refused=False)
+    assert scraped(metrics)["connector_stream_refused", "tech"] == 0
 
 
 def test_a_gauge_is_read_at_every_scrape():

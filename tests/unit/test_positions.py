@@ -57,23 +57,35 @@ START = Position(seq=5, cursor="c-5", predicates="old", applied=3)
 
 
 def test_statuses_are_counted():
-    assert advance(START, 4, "c-9", None, None) == Position(9, "c-9", "old", 3)
+    assert advance(START, 4, cursor="c-9") == Position(9, "c-9", "old", 3)
 
 
 def test_what_is_not_known_stays_as_it_is():
-    assert advance(START, 0, None, None, None) == START
+    assert advance(START, 0) == START
 
 
 def test_a_new_predicate_set_is_noted():
-    assert advance(START, 0, None, "new", 8) == Position(5, "c-5", "new", 8)
+    assert advance(START, 0, version="new", applied=8) == Position(5, "c-5", "new", 8)
+
+
+def test_attempts_are_noted():
+    """None leaves them; an empty list says that all of them are long ago."""
+    later = advance(START, 0, attempts=(1.5, 2.5))
+    assert decode(encode(later)).attempts == (1.5, 2.5)
+    assert advance(later, 1).attempts == (1.5, 2.5)
+    assert advance(later, 1, attempts=()).attempts == ()
+
+
+def test_a_cursor_may_be_reset():
+    assert advance(START, 0, cursor="").cursor == ""
 
 
 def test_records_once_applied_stay_so():
-    assert advance(START, 0, None, None, 1).applied == 3
+    assert advance(START, 0, applied=1).applied == 3
 
 
 @given(positions, st.integers(0, 1000), st.none() | st.integers(-1, 10))
 def test_a_position_never_goes_back(position, statuses, applied):
-    after = advance(position, statuses, None, None, applied)
+    after = advance(position, statuses, applied=applied)
     assert after.seq == position.seq + statuses
     assert after.applied >= position.applied

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from connector.control.predicates import MAX_VALUE_BYTES, Contributions, parse, stream_of
 from connector.errors import PredicatesRejected
 from connector.model import PredicateSet
+from connector.stream import dialect
+from connector.stream.dialect import Predicate
 
-NAMES = ["track", "follow", "a/b", "c~d"]
+NAMES = dict.fromkeys(["track", "follow", "a/b", "c~d"], Predicate())
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
 # --- Keys ---------------------------------------------------------------------------------------
@@ -125,7 +127,7 @@ def test_a_bad_value_is_rejected_with_its_reason_and_place(value, reason, pointe
 
 def test_an_unknown_predicate_is_told_which_ones_are_known():
     with pytest.raises(PredicatesRejected, match="known are: follow, track"):
-        parse(b'{"tracks": []}', ["track", "follow"])
+        parse(b'{"tracks": []}', dict.fromkeys(["track", "follow"], Predicate()))
 
 
 def test_the_longest_value_allowed_is_read():
@@ -139,7 +141,7 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(st.characters()),
     lambda below: (
         st.lists(below, max_size=3)
-        | st.dictionaries(st.sampled_from(NAMES) | st.text(st.characters(), max_size=3), below, max_size=3)
+        | st.dictionaries(st.sampled_from([*NAMES]) | st.text(st.characters(), max_size=3), below, max_size=3)
     ),
     max_leaves=10,
 )
@@ -175,7 +177,7 @@ def test_any_json_is_read_as_it_says_or_rejected(value):
 term = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=5).filter(
     lambda text: text == text.strip() != ""
 )
-terms = st.dictionaries(st.sampled_from(NAMES), st.lists(term, max_size=4), max_size=4)
+terms = st.dictionaries(st.sampled_from([*NAMES]), st.lists(term, max_size=4), max_size=4)
 sets = terms.map(PredicateSet.of)
 
 
@@ -269,3 +271,31 @@ def test_a_refusal_can_be_told_whatever_the_record_says(value: bytes) -> None:
         parse(value, NAMES)
     refused.value.pointer.encode()
     refused.value.detail.encode()
+
+
+@pytest.mark.parametrize(
+    ("limits", "values", "reason", "pointer"),
+    [
+        (Predicate(max_values=2), ["a", "b", "c"], "too_many_values", "/track"),
+        (Predicate(max_bytes=4), ["fits", "käfer"], "too_long", "/track/1"),
+        (Predicate(max_bytes=3), ["ééé"], "too_long", "/track/0"),
+        (Predicate(pattern=r"\d+"), ["12", "12a"], "no_match", "/track/1"),
+        (Predicate(pattern=r"\d+"), ["12\u0661"], "no_match", "/track/0"),
+    ],
+)
+def test_what_the_upstream_would_not_take_is_rejected(limits, values, reason, pointer):
+    value = json.dumps({"track": values}).encode()
+    with pytest.raises(PredicatesRejected) as rejected:
+        parse(value, {"track": limits})
+    assert (rejected.value.reason, rejected.value.pointer) == (reason, pointer)
+
+
+def test_a_value_that_stands_twice_counts_once():
+    assert parse(b'{"track": ["a", " a", "b"]}', {"track": Predicate(max_values=2)}).terms
+
+
+def test_the_example_of_a_box_is_a_location():
+    twitter = dialect.load("twitter-v1", {}).request.predicates
+    assert parse(b'{"locations": ["-122.75,36.8,-121.75,37.8"], "follow": ["783214"]}', twitter).terms
+    with pytest.raises(PredicatesRejected, match="no_match"):
+        parse(b'{"follow": ["@kafka"]}', twitter)

@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+import trustme
 import yaml
+from harness import authorization
 from typer.testing import CliRunner
 
+from connector.auth import BasicAuth, BearerAuth
 from connector.cli import main
 from connector.errors import ConfigurationError
-from connector.settings import BasicAuth, BearerAuth, load
+from connector.settings import load
+from connector.stream import dialect
 
 ROOT = Path(__file__).parent.parent.parent
 SECRET = "hunter2-and-more"
@@ -70,7 +74,7 @@ BROKEN = {
     "overrides that do not fit": (
         with_stream(override={"framing": {"kind": "smoke"}, "liveness": {"stall_timeout_s": 0}, "wings": 2}),
         [
-            "streams.tech.override.framing.kind: input should be 'length' or 'lines'",
+            "streams.tech.override.framing.kind: input should be 'length', 'lines', 'sse' or 'json'",
             "streams.tech.override.liveness.stall_timeout_s: input should be greater than 0",
             "streams.tech.override.wings: no such setting",
         ],
@@ -158,20 +162,20 @@ def test_a_secrets_file_is_read_anew_at_every_use(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("first\n")
     auth = BearerAuth(kind="bearer", token_file=file)
-    assert auth.authorization() == "Bearer first"
+    assert authorization(auth) == "Bearer first"
     file.write_text("second\n")
-    assert auth.authorization() == "Bearer second"
+    assert authorization(auth) == "Bearer second"
 
 
 def test_a_secret_with_a_line_break_never_becomes_a_header() -> None:
     """It would be one header more than meant."""
     with pytest.raises(ValueError, match="control characters"):
-        BearerAuth(kind="bearer", token="a\r\nx-admin: 1").authorization()
+        authorization(BearerAuth(kind="bearer", token="a\r\nx-admin: 1"))
 
 
 def test_basic_credentials_are_encoded_as_rfc_7617_says() -> None:
     auth = BasicAuth(kind="basic", username="Aladdin", password="open sesame")
-    assert auth.authorization() == "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="
+    assert authorization(auth) == "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="
 
 
 def test_secrets_show_in_no_representation(config) -> None:
@@ -195,7 +199,7 @@ def test_the_configurations_we_ship_are_good(path: str, config, tmp_path: Path) 
     for name in ("kafka-password", "upstream-token"):
         (tmp_path / name).write_text("x")
     settings = load(config(text.replace("/run/secrets/connector", str(tmp_path))))
-    assert settings.streams["tech"].manners().resume is None
+    assert settings.streams["tech"].manners.resume is None
 
 
 def test_the_readme_shows_a_configuration_that_works(config, tmp_path: Path) -> None:
@@ -231,3 +235,108 @@ def test_yaml_may_merge(config) -> None:
 def test_topics_kafka_would_refuse_are_mistakes(config, name: str) -> None:
     with pytest.raises(ConfigurationError, match="may hold only"):
         load(config({**GOOD, "kafka": {"bootstrap_servers": "a:1", "topics": {"dlq": name}}}))
+
+
+# Dialects
+
+
+def test_the_dialects_are_listed_and_shown():
+    listed = CliRunner().invoke(main, ["dialects"])
+    assert listed.exit_code == 0
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == dialect.names()
+    for name in dialect.names():
+        shown = CliRunner().invoke(main, ["dialects", "show", name])
+        assert (shown.exit_code, shown.stdout) == (0, dialect.text(name))
+
+
+def test_a_dialect_that_is_not_there_cannot_be_shown():
+    shown = CliRunner().invoke(main, ["dialects", "show", "gopher"])
+    assert shown.exit_code == 2
+    assert "there are: ndjson, sse, twitter-v1" in shown.stderr
+
+
+def test_a_users_own_file_is_a_dialect(config, tmp_path):
+    own = tmp_path / "mine.toml"
+    own.write_text(dialect.text("ndjson").replace('id = "/id"', 'id = "/key"'))
+    settings = load(config(with_stream(dialect=str(own), override={"liveness": {"stall_timeout_s": 7}})))
+    manners = settings.streams["tech"].manners
+    assert (manners.messages.id, manners.liveness.stall_timeout_s) == ("/key", 7)
+    own.unlink()
+    assert settings.streams["tech"].manners is manners, "as it was at the start"
+
+
+@pytest.mark.parametrize(
+    ("content", "mistake"),
+    [
+        (None, "streams.tech.dialect: cannot read {file}: No such file or directory"),
+        ("[request\n", "streams.tech.dialect: {file} is no TOML: "),
+        ("[wings]\n", "streams.tech.override.wings: no such setting"),
+        ("", "streams.tech.override.framing: is missing"),
+    ],
+)
+def test_mistakes_in_a_users_own_file_are_named(config, tmp_path, content, mistake):
+    own = tmp_path / "mine.toml"
+    if content is not None:
+        own.write_text(content)
+    with pytest.raises(ConfigurationError) as error:
+        load(config(with_stream(dialect=str(own))))
+    assert any(one.startswith(mistake.format(file=own)) for one in error.value.mistakes), error.value.mistakes
+
+
+# TLS, proxy and the other ways to prove who asks
+
+
+def test_certificates_are_tried_before_the_start(config, tmp_path):
+    rubbish = tmp_path / "ca.pem"
+    rubbish.write_text("rubbish")
+    https = {"url": "https://127.0.0.1:1/stream"}
+    for tls, mistake in (
+        ({"ca_file": str(rubbish)}, "the certificates cannot be used"),
+        ({"ca_file": str(tmp_path / "gone")}, "ca_file: there is no file"),
+        ({"key_file": str(rubbish)}, "key_file needs a certificate_file"),
+    ):
+        with pytest.raises(ConfigurationError, match=mistake):
+            load(config(with_stream(**https, tls=tls)))
+
+
+def test_tls_for_a_url_without_it_is_a_mistake(config, tmp_path):
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(trustme.CA().cert_pem.bytes())
+    assert load(config(with_stream(url="https://a/", tls={"ca_file": str(ca)})))
+    with pytest.raises(ConfigurationError, match="tls: the url is not https"):
+        load(config(with_stream(tls={"ca_file": str(ca)})))
+
+
+@pytest.mark.parametrize(
+    ("auth", "mistake"),
+    [
+        ({"kind": "api_key"}, "give exactly one of key and key_file"),
+        ({"kind": "api_key", "key": "k", "header": "Host"}, "the connector sets Host itself"),
+        (
+            {"kind": "oauth1", "consumer_key": "a", "consumer_secret": "b", "token": "c"},
+            "exactly one of token_secret",
+        ),
+        ({"kind": "oauth2", "client_id": "me", "client_secret": "s"}, "token_url: is missing"),
+        ({"kind": "password"}, "auth"),
+    ],
+)
+def test_mistakes_in_credentials_are_named(config, auth, mistake):
+    with pytest.raises(ConfigurationError, match=mistake):
+        load(config(with_stream(auth=auth)))
+
+
+def test_each_kind_of_credentials_can_be_configured(config):
+    for auth in (
+        {"kind": "none"},
+        {"kind": "api_key", "key": SECRET},
+        {"kind": "oauth1", "consumer_key": "a", "consumer_secret": SECRET, "token": "c", "token_secret": "d"},
+        {"kind": "oauth2", "token_url": "https://id/token", "client_id": "me", "client_secret": SECRET},
+    ):
+        settings = load(config(with_stream(auth=auth)))
+        assert SECRET not in repr(settings)
+        assert SECRET not in repr(settings.streams["tech"].auth.credentials())
+
+
+def test_a_proxys_password_is_not_shown(config):
+    settings = load(config(with_stream(proxy=f"http://user:{SECRET}@proxy:3128")))
+    assert SECRET not in repr(settings)

@@ -1,0 +1,151 @@
+"""What is told about a stream's connections: events for the topic, lines for operators, metrics.
+
+The same trouble is told once, not at every attempt; what a platform takes ill, and what needs somebody to
+act, is told every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import structlog
+
+from connector.model import Event, StreamId
+from connector.ops.metrics import Metrics
+from connector.side import Side
+from connector.stream.messages import Notice
+from connector.stream.policy import Outcome
+from connector.stream.reader import Lost, Received
+
+log = structlog.get_logger("connector.lifecycle")
+
+_ALWAYS_TOLD = frozenset({Outcome.RATE_LIMITED, Outcome.REFUSED})
+
+
+@dataclass(frozen=True, slots=True)
+class _Dark:
+    """The time without a live connection, since it began: on the loop's clock and on the wall's."""
+
+    since: float
+    wall: float
+    reason: str | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Lifecycle:
+    """Tells one stream's story.
+
+    Attributes:
+        can_resume: whether the upstream can send what was missed.
+        wall: reads the wall clock, in seconds since the epoch.
+    """
+
+    stream: StreamId
+    metrics: Metrics
+    can_resume: bool
+    wall: Callable[[], float]
+    _dark: _Dark | None = field(default=None, init=False)
+
+    def deferred(self, side: Side, wait_s: float) -> list[Event]:
+        """Tell that the connect budget is spent."""
+        data = {"until": self._until(wait_s), "wait_s": round(wait_s, 3)}
+        log.warning("connection.deferred", stream=self.stream, connection=side.number, **data)
+        return [self._event("connection.deferred", side, data)]
+
+    def connecting(self, side: Side) -> list[Event]:
+        """Tell that an attempt begins."""
+        return self._once("connection.connecting", side)
+
+    def connected(self, side: Side) -> list[Event]:
+        """Tell that the upstream answered 200."""
+        return self._once("connection.connected", side)
+
+    def live(self, side: Side) -> list[Event]:
+        """Tell that the first bytes arrived."""
+        self.metrics.connected(self.stream)
+        self.metrics.refused(self.stream, is_refused=False)
+        side.told.clear()
+        return [self._event("connection.live", side)]
+
+    def received(self, side: Side, received: Received) -> list[Event]:
+        """Tell of notices, and of bytes that cannot be used: once per connection and reason."""
+        self.metrics.received(self.stream, received.wire_bytes, received.discarded)
+        events = [self._noticed(side, notice) for notice in received.messages.notices]
+        new = {reason: size for reason, size in received.discarded.items() if reason not in side.discarded}
+        if new:
+            side.discarded |= new.keys()
+            log.warning("bytes.discarded", stream=self.stream, connection=side.number, **new)
+            events.append(self._event("bytes.discarded", side, {"bytes": new}))
+        return events
+
+    def handed_over(self, suppressed: int) -> None:
+        """Count a restart by overlap."""
+        self.metrics.handed_over(self.stream, suppressed)
+
+    def tell_live(self, *, is_live: bool) -> None:
+        """Say whether the stream's connection lives."""
+        self.metrics.live(self.stream, is_live=is_live)
+
+    def lost(self, side: Side, lost: Lost) -> list[Event]:
+        """Tell that a connection, or the attempt at one, is over."""
+        kind = "stalled" if lost.is_stall else "disconnected"
+        data: dict[str, object] = {"reason": lost.reason, "retry_in_s": round(lost.retry_in_s, 3)}
+        if lost.code is not None:
+            data["code"] = lost.code
+        if lost.outcome in _ALWAYS_TOLD:
+            kind = lost.outcome.value
+            data["until"] = self._until(lost.retry_in_s)
+        self.metrics.lost(self.stream, kind, lost.discarded)
+        self.metrics.refused(self.stream, is_refused=lost.outcome is Outcome.REFUSED)
+        if not (side.live or lost.outcome in _ALWAYS_TOLD or lost.reason != side.trouble):
+            return []
+        told = f"connection.{kind}"
+        log.warning(told, stream=self.stream, connection=side.number, **data)
+        return [self._event(told, side, data)]
+
+    # The time without a live connection
+
+    def dark(self, now: float, reason: str | None) -> None:
+        """Take note that no connection lives any more."""
+        self._dark = _Dark(now, self.wall(), reason)
+
+    def forget_dark(self) -> None:
+        """Take note that no connection is wanted."""
+        self._dark = None
+
+    def light(self, now: float, side: Side) -> tuple[float, list[Event]]:
+        """Return how long no connection lived, in seconds, and the gap to be told of if there was one."""
+        dark, self._dark = self._dark, None
+        if dark is None:
+            return 0.0, []
+        data = {
+            "from": _iso(dark.wall),
+            "to": _iso(self.wall()),
+            "recoverable": self.can_resume and bool(side.asked.cursor),
+            "reason": dark.reason,
+        }
+        log.warning("stream.gap", stream=self.stream, connection=side.number, **data)
+        return round(now - dark.since, 3), [self._event("stream.gap", side, data)]
+
+    def _once(self, kind: str, side: Side) -> list[Event]:
+        """Tell it once until a connection lives, and not at every attempt."""
+        if kind in side.told:
+            return []
+        side.told.add(kind)
+        return [self._event(kind, side)]
+
+    def _noticed(self, side: Side, notice: Notice) -> Event:
+        return self._event("notice.received", side, {"notice": notice.kind, "message": notice.message})
+
+    def _until(self, wait_s: float) -> str:
+        return _iso(self.wall() + wait_s)
+
+    def _event(self, kind: str, side: Side, more: Mapping[str, object] | None = None) -> Event:
+        version = side.asked.predicates.version
+        return Event(kind, self.stream, {"connection": side.number, "predicates": version, **(more or {})})
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
