@@ -6,7 +6,7 @@ LOCK := pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit flow integration format kafka kafka-stop lock dist clean
+.PHONY: help demo test check unit flow fuzz integration docs format kafka kafka-stop lock dist clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -29,9 +29,15 @@ unit: .venv/.ready ## unit tests alone
 flow: .venv/.ready ## flow tests alone, in virtual time
 	$(BIN)/pytest -q tests/flow
 
+fuzz: .venv/.ready ## five million hostile inputs for each parser of the stream; FUZZ_INPUTS=n for another number
+	$(BIN)/python tests/fuzz/fuzz.py --inputs $(or $(FUZZ_INPUTS),5000000)
+
 integration: .venv/.ready ## against a real Kafka, started here or named by CONNECTOR_TEST_BOOTSTRAP
 	@test -n "$$CONNECTOR_TEST_BOOTSTRAP" || $(BIN)/python deploy/local/kafka.py fetch
 	$(BIN)/pytest -q tests/integration
+
+docs: .venv/.ready ## write the generated parts of the documentation anew
+	$(BIN)/python docs/generate.py
 
 format: .venv/.ready ## format and mend what can be mended
 	$(BIN)/ruff format .

@@ -10,11 +10,13 @@ code is 1 if anything failed.
 from __future__ import annotations
 
 import argparse
+import gzip
 import multiprocessing
 import os
 import random
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from connector.errors import FramingLost
 from connector.stream.documents import DocumentFramer
 from connector.stream.framing import MAX_LENGTH_LINE_BYTES, LengthFramer, LineFramer
+from connector.stream.inflate import MAX_PIECE_BYTES, inflater, zstd
 from connector.stream.sse import ROOM_BYTES, SseFramer
 
 LIMIT = 12
@@ -209,6 +212,58 @@ _SHORT_SSE_TOKENS = [
 ]  # fmt: skip
 SSE_TOKENS = [*_SHORT_SSE_TOKENS * 8, b"x" * ROOM_BYTES, b"\nid:" + b"x" * LIMIT, b":" + b"x" * 50]
 
+_TEXT = b'{"id":1}\n' * 3
+
+
+def _raw_deflate(text: bytes) -> bytes:
+    squeezed = zlib.compressobj(wbits=-15)
+    return squeezed.compress(text) + squeezed.flush()
+
+
+_CODED = {
+    "gzip": [gzip.compress(_TEXT, mtime=0), gzip.compress(b"", mtime=0)],
+    "deflate": [zlib.compress(_TEXT), _raw_deflate(_TEXT)],
+    "zstd": [zstd.compress(_TEXT), zstd.compress(b""), b"\x50\x2a\x4d\x18\x02\0\0\0xx"],
+}
+
+
+def inflate_tokens(coding: str) -> list[bytes]:
+    """Return whole members, their halves and single bytes of them, and rubbish."""
+    whole = _CODED[coding]
+    halves = [
+        half for one in whole for half in (one[: len(one) // 2], one[len(one) // 2 :], one[:-4], one[-4:])
+    ]
+    return [*whole * 4, *halves, *(bytes([byte]) for byte in {*whole[0]}), b"\0", b"\0" * 9, b"\xff", b"xx"]
+
+
+def check_inflate(coding: str, data: bytes, rng: random.Random) -> None:
+    """The text, and whether it ends or breaks, is the same however the bytes were cut.
+
+    Not for zstd: its library looks at a damaged frame's sizes only where it has the whole of it at once, so
+    the verdict on damage may differ; the text up to there may not.
+    """
+
+    def inflated(chunks: Sequence[bytes]) -> tuple[bytes, bool, bool]:
+        one, text = inflater(coding), bytearray()
+        try:
+            for chunk in chunks:
+                for piece in one.feed(chunk):
+                    assert 0 < len(piece) <= MAX_PIECE_BYTES
+                    text += piece
+        except FramingLost:
+            return bytes(text), True, False
+        return bytes(text), False, one.is_complete
+
+    whole, is_lost, is_complete = inflated([data])
+    cut, *rest = inflated(cuts(data, rng))
+    if coding == "zstd" and rest != [is_lost, is_complete]:
+        assert cut.startswith(whole) or whole.startswith(cut), f"whole {whole!r}, cut {cut!r}"
+        return
+    assert rest == [is_lost, is_complete], f"whole {is_lost, is_complete}, cut {rest}"
+    # A decoder that meets damage keeps what it had not handed out yet.
+    assert cut.startswith(whole) if is_lost else cut == whole, f"whole {whole!r}, cut {cut!r}"
+
+
 Check = Callable[[bytes, random.Random], None]
 
 
@@ -220,6 +275,7 @@ def _lines(delimiter: bytes | None) -> Check:
 _SSE_STATE = ("last_id", "retry_s")
 
 PARSERS: dict[str, tuple[Sequence[bytes], Check]] = {
+    **{f"inflate-{coding}": (inflate_tokens(coding), partial(check_inflate, coding)) for coding in _CODED},
     "length": (
         LENGTH_TOKENS,
         partial(check_framer, partial(LengthFramer, LIMIT), account_length, MAX_LENGTH_LINE_BYTES, ()),
