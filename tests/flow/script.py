@@ -67,9 +67,14 @@ class Attempt:
 
 @dataclass
 class Script:
-    """What each connection brings, in order; implements `Connect`."""
+    """What each connection brings, in order; implements `Connect`.
+
+    Attributes:
+        closing_s: how long it takes to close one, as TLS may.
+    """
 
     connections: Sequence[Sequence[Step]]
+    closing_s: float = 0.0
     attempts: list[Attempt] = field(default_factory=list)
     most_open: int = 0
 
@@ -92,4 +97,6 @@ class Script:
                     case _:
                         yield step
         finally:
+            if self.closing_s:
+                await asyncio.sleep(self.closing_s)
             attempt.closed_at = clock()

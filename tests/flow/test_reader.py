@@ -393,3 +393,22 @@ async def test_malformed_frames_do_not_end_the_connection(looptime) -> None:
     script = Script([[OK, b"}{\r\n" + lines(1, 2) + b'{"no":"id"}\r\n', Wait(5), line(3)]])
     assert await take(reader(script), 5) == [TRY, Connected(), Live(), ["1", "2"], ["3"]]
     assert looptime == 5
+
+
+async def test_a_chunk_of_many_pieces_counts_once_and_ends_with_its_announcement(looptime) -> None:
+    """It stands in the first of them here."""
+    notice = b'{"disconnect":{"code":12}}\r\n'
+    body = gzip.compress(notice + lines(*range(9000)))
+    script = Script([[Opened("gzip"), body[:-1], Hang()], [Hang()]])
+    received: list[Received] = []
+    lost: list[Lost] = []
+    async with aclosing(reader(script).events()) as events:
+        async for event in events:
+            received += [event] if isinstance(event, Received) else []
+            if isinstance(event, Lost):
+                lost.append(event)
+                break
+    assert len(received) > 2
+    assert sum(one.wire_bytes for one in received) == len(body) - 1
+    assert sum(len(one.messages.statuses) for one in received) == 9000
+    assert (lost[0].outcome, lost[0].code) == (Outcome.ENDED, "12")

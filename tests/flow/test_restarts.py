@@ -289,6 +289,43 @@ async def test_where_one_connection_is_allowed_the_old_one_goes_first(looptime) 
     assert story.answers() == {0: ["accepted", "applied"], 1: ["accepted", "applied"]}
 
 
+async def test_the_slot_is_free_before_another_connection_is_opened(looptime) -> None:
+    override = {**RESUMABLE, "handover": {"strategy": "break"}}
+    story = Story([OK, line(1), Hang()], [OK, line(2), Hang()], override=override)
+    story.script.closing_s = 3
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(10)
+        old, new = story.script.attempts
+        assert (old.closed_at, new.at) == (5, 5)
+        assert story.script.most_open == 1
+
+
+async def test_a_refused_stream_waits_for_the_debounce_too(looptime) -> None:
+    story = Story([BadStatus(406)], [OK, line(1), Hang()], debounce=(20, 20))
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(5)
+        story.publish("b")
+        await asyncio.sleep(100)
+    assert [attempt.at for attempt in story.script.attempts] == [0, 20]
+
+
+async def test_a_change_after_a_refusal_waits_for_the_budget_in_peace(looptime) -> None:
+    """The reader is woken once; nothing spins until it may ask."""
+    override = {**LINES, "budget": {"attempts": 1, "window_s": 300}}
+    story = Story([BadStatus(406)], [OK, line(1), Hang()], override=override)
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(5)
+        story.publish("b")
+        await asyncio.sleep(400)
+    assert [attempt.at for attempt in story.script.attempts] == [0, 300]
+    assert story.asked() == ["a", "b"]
+
+
 async def test_the_life_of_a_connection_is_told(looptime) -> None:
     story = Story(
         [OK, line(1), Wait(40), Stalled("stalled: silent for 90 s")],
@@ -332,6 +369,45 @@ async def test_a_spent_budget_delays_a_restart_and_says_so(looptime) -> None:
     assert deferred.data["until"] == "1970-01-01T00:05:00.000Z"
     attempts = [entry.attempts for entry in story.entries() if entry.attempts]
     assert attempts == [(0,), (0, 50), (0, 50, 60), (50, 60, 300)]
+
+
+def event(number: int) -> bytes:
+    return b'id: %d\ndata: {"id":%d}\n\n' % (number, number)
+
+
+EVENTS = {
+    **LINES,
+    "framing": {"kind": "sse"},
+    "messages": {"id": "/id"},
+    "resume": {"header": "Last-Event-ID"},
+}
+
+
+async def test_an_id_without_data_moves_the_cursor_on(looptime) -> None:
+    """Wherever it comes: while one connection lives, and on the new one while the old one is drained."""
+    story = Story(
+        [OK, event(1), b"id: 5\n\n", Wait(2.1), event(6), b"id: 7\n\n", Hang()],
+        [OK, b":hi\n\n", Wait(0.2), event(8), b"id: 9\n\n", Wait(5), Disconnected("x")],
+        [Hang()],
+        override=EVENTS,
+    )
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(10)
+    assert [attempt.headers.get("Last-Event-ID") for attempt in story.script.attempts] == [None, "5", "9"]
+    assert story.ids() == [1, 6, 8]
+    assert [entry.cursor for entry in story.entries() if entry.cursor] == ["1", "5", "6", "7", "9"]
+
+
+async def test_useless_bytes_are_told_anew_on_each_connection(looptime) -> None:
+    long = b"x" * 1_000_001 + b"\r\n"
+    story = Story([OK, long, long, Disconnected("x")], [OK, long, Hang()])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(5)
+    assert len(story.events("bytes.discarded")) == 2
 
 
 async def test_notices_and_useless_bytes_are_told(looptime) -> None:

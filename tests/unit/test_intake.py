@@ -70,6 +70,13 @@ def test_what_is_dropped_is_counted_once():
     assert one.end() == Counter(cut=7)
 
 
+def test_events_of_other_types_are_counted():
+    manners = dialect.load("sse", {"messages": {"events": ["update"]}})
+    one = Intake(manners, Decoder(manners), "")
+    stream = b'event: update\ndata: {"id":1}\n\nevent: other\ndata: undefined\n\n'
+    assert fed(one, stream) == ([b'{"id":1}'], Counter(other_event=9))
+
+
 def test_a_stream_cut_within_a_member_is_not_whole():
     one = intake("lines", "gzip")
     fed(one, gzip.compress(STREAMS["lines"])[:-4])

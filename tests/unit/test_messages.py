@@ -148,6 +148,9 @@ def test_an_announcement_may_stand_in_a_list():
     assert announced.code == "operational-disconnect"
     for other in (b'{"errors":[]}', b'{"errors":{"1":1}}', b'{"errors":7}', b'{"errors":"x"}'):
         assert x.decode([other]).disconnect is None
+    far = decoder(messages={"disconnect": {"at": "/errors/" + "9" * 5000}})
+    for other in (b'{"errors":[]}', b'{"errors":[1]}'):
+        assert far.decode([other]).disconnect is None
 
 
 def test_notices_are_neither_statuses_nor_dead_letters():

@@ -1,0 +1,152 @@
+"""What is told about a stream's connections, how often, and what it counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from connector.lifecycle import Lifecycle
+from connector.model import PredicateSet
+from connector.ops.metrics import Metrics
+from connector.side import Side
+from connector.stream.messages import Messages, Notice
+from connector.stream.policy import Outcome
+from connector.stream.reader import Ask, Lost, Received
+
+WALL = 1_800_000_000.0
+
+
+class Told:
+    """A lifecycle on a clock that stands still, and one side of it."""
+
+    def __init__(self, *, can_resume: bool = True, cursor: str | None = "7") -> None:
+        self.metrics = Metrics()
+        self.wall = WALL
+        self.lifecycle = Lifecycle(
+            stream="tech", metrics=self.metrics, can_resume=can_resume, wall=lambda: self.wall
+        )
+        self.side = Side(3, None, asked=Ask(PredicateSet.of({"track": ["kafka"]}), cursor))
+
+    def lose(self, outcome: Outcome = Outcome.NETWORK, reason: str = "reset", **more) -> list[str]:
+        """Return the types of what is told; the side is in trouble then."""
+        events = self.lifecycle.lost(self.side, Lost(reason, outcome, 2.5, **more))
+        self.side.live, self.side.trouble = False, reason
+        return [event.type for event in events]
+
+    def counted(self, name: str, **labels: str) -> float:
+        families = text_string_to_metric_families(self.metrics.exposition().decode())
+        found = [
+            one.value
+            for family in families
+            for one in family.samples
+            if one.name == name and one.labels == labels
+        ]
+        return sum(found)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+def test_the_same_trouble_is_told_once(told):
+    assert told.lose() == ["connection.disconnected"]
+    assert told.lose() == []
+    assert told.lose(reason="refused") == ["connection.disconnected"]
+    assert told.counted("connector_connections_lost_total", stream="tech", kind="disconnected") == 3
+
+
+def test_what_was_live_is_told_again_whatever_the_reason(told):
+    told.lose()
+    told.side.live = True
+    assert told.lose() == ["connection.disconnected"]
+
+
+@pytest.mark.parametrize("outcome", [Outcome.RATE_LIMITED, Outcome.REFUSED])
+def test_what_somebody_has_to_know_is_told_every_time(told, outcome):
+    kind = f"connection.{outcome.value}"
+    assert [told.lose(outcome, code="4xx") for _ in range(2)] == [[kind], [kind]]
+    (event,) = told.lifecycle.lost(told.side, Lost("why", outcome, 60, code="4xx"))
+    assert event.data["until"] == "2027-01-15T08:01:00.000Z"
+    assert (event.data["code"], event.data["reason"], event.data["connection"]) == ("4xx", "why", 3)
+
+
+def test_a_stall_has_a_name_of_its_own(told):
+    assert told.lose(is_stall=True) == ["connection.stalled"]
+    assert told.counted("connector_connections_lost_total", stream="tech", kind="stalled") == 1
+
+
+def test_attempts_are_told_once_until_a_connection_lives(told):
+    def attempt() -> list[str]:
+        events = [*told.lifecycle.connecting(told.side), *told.lifecycle.connected(told.side)]
+        return [event.type for event in events]
+
+    both = ["connection.connecting", "connection.connected"]
+    assert [attempt(), attempt()] == [both, []]
+    assert [event.type for event in told.lifecycle.live(told.side)] == ["connection.live"]
+    assert [attempt(), attempt()] == [both, []]
+
+
+def test_a_refusal_shows_until_a_connection_lives_or_fails_otherwise(told):
+    def is_refused() -> bool:
+        return told.counted("connector_stream_refused", stream="tech") == 1
+
+    told.lose(Outcome.REFUSED)
+    assert is_refused()
+    told.lose(Outcome.HTTP)
+    assert not is_refused()
+    told.lose(Outcome.REFUSED)
+    told.lifecycle.live(told.side)
+    assert not is_refused()
+
+
+@pytest.mark.parametrize(
+    ("can_resume", "cursor", "recoverable"),
+    [(True, "7", True), (True, None, False), (True, "", False), (False, "7", False)],
+)
+def test_a_gap_says_from_when_to_when_and_whether_it_can_be_filled(can_resume, cursor, recoverable):
+    told = Told(can_resume=can_resume, cursor=cursor)
+    told.lifecycle.dark(100.0, "reset")
+    told.wall += 12.3456
+    seconds, (gap,) = told.lifecycle.light(112.3456, told.side)
+    assert seconds == 12.346
+    assert gap.type == "stream.gap"
+    assert gap.data["from"] == "2027-01-15T08:00:00.000Z"
+    assert gap.data["to"] == "2027-01-15T08:00:12.345Z"
+    assert gap.data["recoverable"] is recoverable
+    assert gap.data["reason"] == "reset"
+    assert told.lifecycle.light(113.0, told.side) == (0.0, []), "told once"
+
+
+def test_no_gap_where_no_connection_was_wanted(told):
+    told.lifecycle.dark(100.0, "reset")
+    told.lifecycle.forget_dark()
+    assert told.lifecycle.light(200.0, told.side) == (0.0, [])
+
+
+def test_useless_bytes_are_told_once_per_reason_and_counted_always(told):
+    def receive(**discarded: int) -> list[dict[str, object]]:
+        events = told.lifecycle.received(told.side, Received(Messages(), 10, Counter(discarded)))
+        return [event.data["bytes"] for event in events]
+
+    assert receive(oversize=5) == [{"oversize": 5}]
+    assert receive(oversize=6) == []
+    assert receive(oversize=7, no_length=1) == [{"no_length": 1}]
+    assert told.counted("connector_discarded_bytes_total", stream="tech", reason="oversize") == 18
+    assert told.counted("connector_upstream_bytes_total", stream="tech") == 30
+
+
+def test_notices_are_passed_on(told):
+    notices = [Notice("limit", {"track": 1}), Notice("warning", "text")]
+    events = told.lifecycle.received(told.side, Received(Messages(notices=notices), 10))
+    assert [(event.data["notice"], event.data["message"]) for event in events] == [
+        ("limit", {"track": 1}),
+        ("warning", "text"),
+    ]
+
+
+def test_a_spent_budget_is_told_with_its_end(told):
+    (event,) = told.lifecycle.deferred(told.side, 30.0)
+    assert (event.type, event.data["until"]) == ("connection.deferred", "2027-01-15T08:00:30.000Z")
