@@ -6,7 +6,7 @@ LOCK := pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit flow fuzz integration docs format kafka kafka-stop lock dist clean
+.PHONY: help demo test check unit flow faults fuzz integration docs format kafka kafka-stop lock dist clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -14,7 +14,7 @@ help: ## list the commands
 demo: .venv/.ready ## real Kafka + sample upstream + connector on this machine; DEMO_SECONDS=40 ends it by itself
 	@$(BIN)/connector demo $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS))
 
-test: check integration ## everything CI runs
+test: check faults integration ## everything CI runs
 
 check: .venv/.ready ## formatting, lint, types, layers, unit and flow tests; under two minutes
 	$(BIN)/ruff format --check .
@@ -28,6 +28,9 @@ unit: .venv/.ready ## unit tests alone
 
 flow: .venv/.ready ## flow tests alone, in virtual time
 	$(BIN)/pytest -q tests/flow
+
+faults: .venv/.ready ## the reader against servers that stall, lie and break off, over real sockets
+	$(BIN)/pytest -q tests/faults
 
 fuzz: .venv/.ready ## five million hostile inputs for each parser of the stream; FUZZ_INPUTS=n for another number
 	$(BIN)/python tests/fuzz/fuzz.py --inputs $(or $(FUZZ_INPUTS),5000000)

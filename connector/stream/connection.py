@@ -145,22 +145,20 @@ class HttpConnect:
                 async with aclosing(response):
                     yield Opened(response.headers.get("content-encoding", ""))
                     # Raw: httpx would stop silently after the first member of a gzip body.
-                    async for chunk in response.aiter_raw():
+                    chunks = response.aiter_raw()
+                    while (chunk := await _next(chunks, target.liveness.stall_timeout_s)) is not None:
                         yield chunk
-        except httpx.ReadTimeout:
-            raise Stalled(f"stalled: silent for {target.liveness.stall_timeout_s:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
             # Bad chunk sizes and oversize headers pass the transport's own mapping by.
             if sockets.refused is not None:
                 raise AddressRefused(
                     f"{sockets.refused} is a link-local or metadata address; allow_link_local permits it"
                 ) from error
-            said = (str(error) or type(error).__name__)[:300]
+            said = " ".join(str(error).split())[:300] or type(error).__name__
             raise (Unreachable if _is_unreachable(error) else Disconnected)(said) from error
 
     @asynccontextmanager
     async def _client(self, target: Target, sockets: Sockets) -> AsyncIterator[httpx.AsyncClient]:
-        liveness = target.liveness
         if self._transport is not None:
             transport = self._transport()
         else:
@@ -169,18 +167,21 @@ class HttpConnect:
                 context = await asyncio.to_thread(target.tls.context)
             except OSError as error:
                 raise Unreachable(f"no TLS: {error}") from error
+            session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    ssl=context, use_dns_cache=False, force_close=True, socket_factory=sockets
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers={"User-Agent", "Accept", "Content-Type"},
+            )
+            # It would repeat a GET whose server hangs up, unseen by every back-off and budget.
+            session._retry_connection = False  # noqa: SLF001 (there is no public switch)
             # The aiohttp transport has a parser in C: three times as many chunks per second.
             transport = AiohttpTransport(
                 verify=context,
                 trust_env=False,
                 proxy=None if target.proxy is None else httpx.Proxy(target.proxy),
-                client=aiohttp.ClientSession(
-                    connector=aiohttp.TCPConnector(
-                        ssl=context, use_dns_cache=False, force_close=True, socket_factory=sockets
-                    ),
-                    cookie_jar=aiohttp.DummyCookieJar(),
-                    skip_auto_headers={"User-Agent", "Accept", "Content-Type"},
-                ),
+                client=session,
             )
         async with httpx.AsyncClient(
             transport=transport,
@@ -188,11 +189,23 @@ class HttpConnect:
                 "User-Agent": f"kafka-stream-connector/{__version__}",
                 "Accept-Encoding": ", ".join(target.response.compression) or "identity",
             },
-            timeout=httpx.Timeout(liveness.stall_timeout_s, connect=liveness.connect_timeout_s),
+            timeout=httpx.Timeout(None, connect=target.liveness.connect_timeout_s),
             follow_redirects=False,
             trust_env=False,
         ) as client:
             yield client
+
+
+async def _next(chunks: AsyncIterator[bytes], stall_timeout_s: float) -> bytes | None:
+    """Return the next chunk; None at the end.
+
+    The timer is our own: aiohttp's falls silent with the stream where a chunk's size is no number.
+    """
+    try:
+        async with asyncio.timeout(stall_timeout_s):
+            return await anext(chunks, None)
+    except TimeoutError:
+        raise Stalled(f"stalled: silent for {stall_timeout_s:g} s") from None
 
 
 async def _answer(client: httpx.AsyncClient, target: Target, call: Call) -> httpx.Response:

@@ -487,6 +487,13 @@ async def test_a_partition_that_comes_back_runs_under_its_new_tenure() -> None:
     assert [entry.tenure.term for entry in replica.sink.entries] == [1] * 5 + [2] * 5
 
 
+async def test_a_stream_that_can_resume_says_so_of_its_gaps() -> None:
+    async with running([Opened(), lines(1), Wait(40)], [Opened(), lines(2), Hang()]) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        await asyncio.sleep(60)
+    assert [gap.data["recoverable"] for gap in replica.sink.events("stream.gap")] == [True]
+
+
 async def test_draining_stops_everything_and_takes_on_nothing_more() -> None:
     async with running([Opened(), lines(1), Hang()]) as replica:
         await replica.own(record(0, "tech", "kafka"))

@@ -283,3 +283,27 @@ def test_another_replica_takes_over_where_its_owner_stopped(kafka: Kafka, tmp_pa
             revoked = first.logged("lease.revoked") + second.logged("lease.revoked")
             assert revoked, "a joining replica takes partitions over from a living one"
             assert all(one["drained"] for one in revoked)
+
+
+def test_a_crash_loop_stays_within_the_upstreams_budget(kafka: Kafka, tmp_path: Path) -> None:
+    """The attempts of the process before count: they are kept with the position."""
+    override = {**RESUME, "budget": {"attempts": 2, "window_s": 20}}
+    with (
+        Upstream("--rate", "100") as upstream,
+        Connector(tmp_path, kafka, {STREAM: stream(upstream.url, override=override)}) as connector,
+    ):
+        connector.create_topics()
+        kafka.publish(STREAM, {"track": ["kafka"]})
+        for count in (20, 40):
+            connector.start()
+            eventually(lambda least=count: len(kafka.delivered()) > least, "a flow")
+            connector.stop(signal.SIGKILL)
+        connector.start()
+        (deferred,) = eventually(lambda: kafka.events("connection.deferred"), "the budget is spent")
+        assert 0 < deferred["wait_s"] <= 20
+        assert len(upstream.connections()) == 2
+        eventually(lambda: len(upstream.connections()) == 3, "the window has passed")
+        opened = [one["opened_at"] for one in upstream.connections()]
+        assert opened[2] - opened[0] > 19
+        await_complete(kafka, upstream)
+        assert connector.stop()[0] == 0

@@ -155,3 +155,23 @@ def test_what_is_held_is_weighed():
     assert overlap.held_bytes == 16
     overlap.release()
     assert overlap.held_bytes == 0
+
+
+def test_a_pause_gives_the_old_connection_its_time_back():
+    """What it brought meanwhile is still to come: neither limit may have passed by waiting."""
+    overlap = Overlap()
+    overlap.begin(100)
+    assert overlap.drained_at(1, 5) == 101
+    overlap.paused(102, 110)
+    assert overlap.drained_at(1, 5) == 111
+    assert overlap.drained_at(99, 5) == 113, "two of its five seconds had passed"
+    overlap.paused(90, 120)
+    assert overlap.drained_at(99, 5) == 125, "a pause from before it began counts from there"
+
+
+def test_ids_are_forgotten_in_time():
+    overlap = Overlap()
+    assert overlap.forget_at is None
+    overlap.linger(100)
+    assert overlap.forget_at == 160
+    assert overlap.after().forget_at is None
