@@ -115,19 +115,29 @@ class Lifecycle:
         """Take note that no connection is wanted."""
         self._dark = None
 
-    def light(self, now: float, side: Side) -> tuple[float, list[Event]]:
-        """Return how long no connection lived, in seconds, and the gap to be told of if there was one."""
+    def in_force(
+        self, now: float, side: Side, details: Mapping[str, object]
+    ) -> tuple[dict[str, object], list[Event]]:
+        """Tell that what *side* asked for is in force.
+
+        Returns:
+            *details* with the connection and how long none lived, and the gap if there was one.
+        """
         dark, self._dark = self._dark, None
+        dark_s = 0.0 if dark is None else round(now - dark.since, 3)
+        told = {"connection": side.number, "without_connection_s": dark_s, **details}
+        version = side.asked.predicates.version
+        log.info("connection.live", stream=self.stream, predicates=version, changes=len(side.carried), **told)
         if dark is None:
-            return 0.0, []
-        data = {
+            return told, []
+        gap = {
             "from": _iso(dark.wall),
             "to": _iso(self.wall()),
             "recoverable": self.can_resume and bool(side.asked.cursor),
             "reason": dark.reason,
         }
-        log.warning("stream.gap", stream=self.stream, connection=side.number, **data)
-        return round(now - dark.since, 3), [self._event("stream.gap", side, data)]
+        log.warning("stream.gap", stream=self.stream, connection=side.number, **gap)
+        return told, [self._event("stream.gap", side, gap)]
 
     def _once(self, kind: str, side: Side) -> list[Event]:
         """Tell it once until a connection lives, and not at every attempt."""

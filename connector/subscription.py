@@ -69,7 +69,8 @@ class Subscription:
     _candidate: Side | None = field(default=None, init=False)
     _overlap: Overlap | None = field(default=None, init=False)
     _connections: int = field(default=0, init=False)
-    _last_offset: int | None = field(default=None, init=False)  # of the control records seen
+    _in_force: PredicateSet | None = field(default=None, init=False)
+    _refused: PredicateSet | None = field(default=None, init=False)  # while others were in force
     _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _readers: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup, init=False)
 
@@ -94,8 +95,7 @@ class Subscription:
             unapplied: accepted records whose effect nobody has seen yet.
         """
         self._target = target
-        self._answers.waiting = list(unapplied)
-        self._last_offset = max((one.offset for one in unapplied), default=None)
+        self._answers.load(unapplied)
         if not target.is_empty:
             self.debounce.put()
         elif unapplied:
@@ -105,7 +105,6 @@ class Subscription:
     def change(self, target: PredicateSet, change: Change) -> None:
         """Take a changed union, and answer its publisher."""
         answers = self._answers
-        self._last_offset = change.offset
         if target == self._target:
             # Only where nobody waits: an older record must still be answered after a restart.
             applied = None if answers.waiting else change.offset
@@ -161,7 +160,7 @@ class Subscription:
 
     def _next_deadline(self) -> float | None:
         deadlines = [self._drained_at(), None if self._overlap is None else self._overlap.forget_at]
-        if self.phase in MAY_RESTART or self._refused is not None:
+        if self.phase in MAY_RESTART or self._waiting_refused is not None:
             deadlines.append(self._due_at())
         return min((at for at in deadlines if at is not None), default=None)
 
@@ -184,11 +183,11 @@ class Subscription:
             self._signal(Signal.DUE_ALONE)
         elif self.phase in MAY_RESTART:
             self._signal(Signal.DUE)
-        elif (refused := self._refused) is not None:
+        elif (refused := self._waiting_refused) is not None:
             refused.wake()
 
     @property
-    def _refused(self) -> Side | None:
+    def _waiting_refused(self) -> Side | None:
         """The side that the upstream refused, and that waits for something else to ask for."""
         waiting = {Phase.CONNECTING: self._active, Phase.OVERLAP: self._candidate}.get(self.phase)
         return waiting if waiting is not None and waiting.is_refused else None
@@ -233,7 +232,7 @@ class Subscription:
             case Action.STOP_ALL:
                 stop(self._active)
                 stop(self._candidate)
-                self._active = self._candidate = self._overlap = None
+                self._active = self._candidate = self._overlap = self._in_force = None
                 self.lifecycle.forget_dark()
 
     def _tell_live(self) -> None:
@@ -252,10 +251,19 @@ class Subscription:
                 self._heard(side, event)
 
     def _ask(self, side: Side) -> Ask:
-        """Say what the next connection of *side* asks for: always the newest."""
-        side.asked = Ask(self._target, self.outlet.cursor)
-        side.carried = tuple(self._answers.waiting)
+        """Say what the next connection of *side* asks for: always the newest.
+
+        Unless the upstream refused just that: what was in force goes on then, and the newest is due again,
+        where another attempt does not cost a connection that lives.
+        """
+        wanted, carried = self._target, tuple(self._answers.waiting)
+        is_refused = self._target == self._refused and side is self._active
+        if is_refused and self._in_force is not None:
+            wanted, carried = self._in_force, ()
+        side.asked, side.carried = Ask(wanted, self.outlet.cursor), carried
         self.debounce.restarted(self._now())
+        if wanted != self._target and self.handover.strategy == "overlap":
+            self.debounce.put()
         if side is self._candidate and self._overlap is not None:
             self._overlap.asked()
         return side.asked
@@ -330,9 +338,15 @@ class Subscription:
         self.outlet.tell(self.lifecycle.lost(side, event))
         side.is_refused = event.outcome is Outcome.REFUSED
         was_live, side.live, side.trouble = side.live, False, event.reason
+        if side.is_refused and self._in_force not in {None, side.asked.predicates}:
+            self._refused = side.asked.predicates
+            if not is_candidate:
+                side.wake()  # what was in force before is asked for again
         if is_candidate:
             self._signal(Signal.CANDIDATE_LOST)
             return
+        if self.phase is Phase.OVERLAP and self._candidate is not None and self._candidate.is_refused:
+            self._signal(Signal.CANCELLED)  # or its long wait would become the stream's
         if self._overlap is not None and self._candidate is not None:
             self._overlap.linger(self._now())  # the candidate may bring some of it again
         self._signal(Signal.ACTIVE_LOST)
@@ -359,29 +373,18 @@ class Subscription:
 
     # What goes out
 
-    def _in_force_now(self, side: Side, details: dict[str, object]) -> None:
+    def _in_force_now(self, side: Side, details: Mapping[str, object]) -> None:
         """Record that what *side* asked for is in force, and tell those who wait for it."""
-        dark_s, gap = self.lifecycle.light(self._now(), side)
+        self._in_force = side.asked.predicates
+        told, gap = self.lifecycle.in_force(self._now(), side, details)
         self.outlet.tell(gap)
-        details = {"connection": side.number, "without_connection_s": dark_s, **details}
-        log.info(
-            "connection.live",
-            stream=self.stream,
-            predicates=side.asked.predicates.version,
-            changes=len(side.carried),
-            **details,
-        )
-        self._apply(side.carried, details, side.asked.predicates)
+        self._apply(side.carried, told, self._in_force)
 
     def _apply(
         self, changes: Sequence[Change], details: Mapping[str, object], predicates: PredicateSet
     ) -> None:
         """Put the answers to *changes*: what they ask for is in force."""
-        data = {"predicates": predicates.version, **details}
-        events = self._answers.applied(changes, data)
-        applied = max((one.offset for one in changes), default=None)
-        if not self._answers.waiting:  # all records up to the last are answered for good
-            applied = self._last_offset
+        events, applied = self._answers.applied(changes, {"predicates": predicates.version, **details})
         self.outlet.in_force(events, predicates.version, applied)
 
     def _deliver(self, side: Side, statuses: Sequence[Status], cursor: str | None) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from connector.errors import FramingLost
 from connector.stream.dialect import Dialect, Framing
 from connector.stream.documents import DocumentFramer
 from connector.stream.framing import Framer, LengthFramer, LineFramer
@@ -56,7 +57,7 @@ class Intake:
             FramingLost: only a new connection can go on.
         """
         framer = self._framer
-        for piece in self._inflate.feed(chunk):
+        for piece in self._inflated(chunk):
             if isinstance(framer, SseFramer):
                 messages, dropped = self._decoder.decode_events(framer.feed(piece), framer.last_id)
                 if dropped:
@@ -64,6 +65,13 @@ class Intake:
             else:
                 messages = self._decoder.decode(framer.feed(piece))
             yield Piece(messages, self._discarded())
+
+    def _inflated(self, chunk: bytes) -> Iterator[bytes]:
+        try:
+            yield from self._inflate.feed(chunk)
+        except FramingLost:
+            self._framer.discarded["undecodable"] += len(chunk)
+            raise
 
     def _discarded(self) -> Counter[str]:
         discarded, self._framer.discarded = self._framer.discarded, Counter()

@@ -257,6 +257,62 @@ async def test_a_refused_candidate_waits_for_something_else_to_ask_for(looptime)
     }
 
 
+async def test_what_was_in_force_goes_on_while_the_newest_is_refused(looptime) -> None:
+    """The old connection may drop: its successor asks for what works, and the newest is tried again later."""
+    story = Story(
+        [OK, *flow(1, 40), Disconnected("reset")],
+        [BadStatus(406)],
+        [OK, *flow(41, 500)],
+        [OK, lines(*range(62, 90)), Hang()],
+        debounce=(20, 20),
+        override=RESUMABLE,
+    )
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(45)
+        assert [attempt.at for attempt in story.script.attempts] == [0, 20, 40]
+        assert story.asked() == ["a", "b", "a"]
+        assert story.subscription.is_live
+        assert story.answers() == {0: ["accepted", "applied"], 1: ["accepted"]}
+        await asyncio.sleep(60)
+    assert story.asked() == ["a", "b", "a", "b"]
+    assert story.script.attempts[3].at == 60
+    assert story.answers() == {0: ["accepted", "applied"], 1: ["accepted", "applied"]}
+    assert story.ids() == list(range(1, len(story.ids()) + 1))
+
+
+async def test_where_one_connection_is_allowed_a_refused_change_is_taken_back(looptime) -> None:
+    """And tried again with the next change only: each attempt costs the connection that lives."""
+    override = {**RESUMABLE, "handover": {"strategy": "break"}}
+    story = Story(
+        [OK, *flow(1, 100)], [BadStatus(406)], [OK, line(4), Hang()], [OK, line(5), Hang()], override=override
+    )
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(600)
+        assert story.subscription.is_live
+        assert story.asked() == ["a", "b", "a"]
+        assert story.answers() == {0: ["accepted", "applied"], 1: ["accepted"]}
+        story.publish("c")
+        await asyncio.sleep(10)
+    assert story.asked() == ["a", "b", "a", "c"]
+    assert story.script.most_open == 1
+    assert story.answers()[2] == ["accepted", "applied"]
+
+
+async def test_credentials_that_are_refused_are_not_asked_with_twice(looptime) -> None:
+    """There is nothing that was in force to go back to."""
+    story = Story([OK, line(1), Wait(40)], [BadStatus(401)], [Hang()])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(500)
+    assert [attempt.at for attempt in story.script.attempts] == [0, 40]
+
+
 async def test_a_refused_stream_is_tried_again_after_a_long_time(looptime) -> None:
     story = Story([BadStatus(403)], [BadStatus(403)], [OK, line(1), Hang()])
     async with story.running():

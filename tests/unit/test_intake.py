@@ -91,6 +91,14 @@ def test_what_came_before_lost_framing_comes_out():
         list(one.feed(b"5"))
 
 
+def test_bytes_that_cannot_be_inflated_are_counted():
+    one = intake("lines", "gzip")
+    fed(one, gzip.compress(b'{"id":1}\n'))
+    with pytest.raises(FramingLost):
+        fed(one, b"no gzip")
+    assert one.end() == Counter(undecodable=7)
+
+
 def test_the_streams_own_retry_is_known():
     one = intake("sse")
     assert one.retry_s == 0

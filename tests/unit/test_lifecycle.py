@@ -110,20 +110,21 @@ def test_a_gap_says_from_when_to_when_and_whether_it_can_be_filled(can_resume, c
     told = Told(can_resume=can_resume, cursor=cursor)
     told.lifecycle.dark(100.0, "reset")
     told.wall += 12.3456
-    seconds, (gap,) = told.lifecycle.light(112.3456, told.side)
-    assert seconds == 12.346
+    details, (gap,) = told.lifecycle.in_force(112.3456, told.side, {"overlap_s": 1})
+    assert details == {"connection": 3, "without_connection_s": 12.346, "overlap_s": 1}
     assert gap.type == "stream.gap"
     assert gap.data["from"] == "2027-01-15T08:00:00.000Z"
     assert gap.data["to"] == "2027-01-15T08:00:12.345Z"
     assert gap.data["recoverable"] is recoverable
     assert gap.data["reason"] == "reset"
-    assert told.lifecycle.light(113.0, told.side) == (0.0, []), "told once"
+    details, gaps = told.lifecycle.in_force(113.0, told.side, {})
+    assert (details["without_connection_s"], gaps) == (0.0, []), "told once"
 
 
 def test_no_gap_where_no_connection_was_wanted(told):
     told.lifecycle.dark(100.0, "reset")
     told.lifecycle.forget_dark()
-    assert told.lifecycle.light(200.0, told.side) == (0.0, [])
+    assert told.lifecycle.in_force(200.0, told.side, {})[1] == []
 
 
 def test_useless_bytes_are_told_once_per_reason_and_counted_always(told):
