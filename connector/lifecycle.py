@@ -23,6 +23,9 @@ log = structlog.get_logger("connector.lifecycle")
 
 _ALWAYS_TOLD = frozenset({Outcome.RATE_LIMITED, Outcome.REFUSED})
 
+_NEVER_TOLD = frozenset({"other_event"})
+"""Reasons for which bytes are dropped because the dialect says so; counted all the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Dark:
@@ -73,7 +76,8 @@ class Lifecycle:
         """Tell of notices, and of bytes that cannot be used: once per connection and reason."""
         self.metrics.received(self.stream, received.wire_bytes, received.discarded)
         events = [self._noticed(side, notice) for notice in received.messages.notices]
-        new = {reason: size for reason, size in received.discarded.items() if reason not in side.discarded}
+        told = side.discarded | _NEVER_TOLD
+        new = {reason: size for reason, size in received.discarded.items() if reason not in told}
         if new:
             side.discarded |= new.keys()
             log.warning("bytes.discarded", stream=self.stream, connection=side.number, **new)

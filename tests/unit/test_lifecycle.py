@@ -139,6 +139,11 @@ def test_useless_bytes_are_told_once_per_reason_and_counted_always(told):
     assert told.counted("connector_upstream_bytes_total", stream="tech") == 30
 
 
+def test_what_the_dialect_drops_on_purpose_is_counted_and_not_told(told):
+    assert told.lifecycle.received(told.side, Received(Messages(), 10, Counter(other_event=9))) == []
+    assert told.counted("connector_discarded_bytes_total", stream="tech", reason="other_event") == 9
+
+
 def test_notices_are_passed_on(told):
     notices = [Notice("limit", {"track": 1}), Notice("warning", "text")]
     events = told.lifecycle.received(told.side, Received(Messages(notices=notices), 10))
