@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
+import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +16,9 @@ from connector import __version__
 from connector.errors import ConfigurationError, ConnectorError
 
 if TYPE_CHECKING:
+    from connector.publisher import Publisher
     from connector.settings import Settings
+    from connector.stream.dialect import Predicate
 
 EXIT_CONFIGURATION = 2
 EXIT_TOPICS = 3
@@ -41,7 +47,6 @@ def run(config: Config = None) -> None:
     """Run the connector until SIGTERM or Ctrl-C."""
     settings = _settings(config)
     import asyncio
-    import contextlib
 
     from connector import app
     from connector.ops import logs
@@ -74,8 +79,6 @@ def topics(
 ) -> None:
     """Show what the connector's topics must be, and whether they are."""
     settings = _settings(config)
-    from confluent_kafka import KafkaException
-
     from connector.topics import Cluster, wanted
 
     kafka = settings.kafka
@@ -83,17 +86,106 @@ def topics(
     cluster = Cluster(kafka.properties(settings.replica))
     longest = max(one.manners.framing.max_frame_bytes for one in settings.streams.values())
     try:
-        if create:
-            for name in cluster.create(needed):
-                typer.echo(f"created {name}")
-        cluster.verify(needed, kafka.topics.statuses, longest)
-    except KafkaException as error:
-        typer.echo(f"Kafka at {kafka.bootstrap_servers}: {error.args[0].str()}", err=True)
-        raise typer.Exit(1) from None
+        with _kafka_errors(settings):
+            if create:
+                for name in cluster.create(needed):
+                    typer.echo(f"created {name}")
+            cluster.verify(needed, kafka.topics.statuses, longest)
     except ConnectorError as error:
         typer.echo(str(error).replace("; ", "\n"), err=True)
         raise typer.Exit(EXIT_TOPICS) from None
     typer.echo("all topics are there and fit")
+
+
+predicates = typer.Typer(help="What a stream asks its upstream for: publish, look, wait for the answer.")
+main.add_typer(predicates, name="predicates", no_args_is_help=True)
+
+Stream = Annotated[str, typer.Argument(help="A stream of the configuration.")]
+As = Annotated[str, typer.Option("--as", help="Who publishes; each publisher has a key of its own.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until it is applied or rejected.")]
+Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds to wait at most.")]
+
+
+@predicates.command()
+def put(
+    stream: Stream,
+    terms: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help="e.g. track=kafka")],
+    publisher: As = "",
+    *,
+    wait: Wait = False,
+    timeout: Timeout = None,
+    config: Config = None,
+) -> None:
+    """Publish what one publisher asks for; it replaces what the same publisher asked for before."""
+    wanted: dict[str, list[str]] = {}
+    for term in terms:
+        name, equals, value = term.partition("=")
+        if not equals:
+            typer.echo(f"{term!r}: expected NAME=VALUE", err=True)
+            raise typer.Exit(EXIT_CONFIGURATION)
+        wanted.setdefault(name, []).append(value)
+    _publish(config, stream, publisher, wanted, timeout, is_waiting=wait)
+
+
+@predicates.command()
+def remove(
+    stream: Stream,
+    publisher: As = "",
+    *,
+    wait: Wait = False,
+    timeout: Timeout = None,
+    config: Config = None,
+) -> None:
+    """Take back what one publisher asks for; without any publisher the stream stops."""
+    _publish(config, stream, publisher, None, timeout, is_waiting=wait)
+
+
+@predicates.command()
+def get(stream: Stream, config: Config = None) -> None:
+    """Print what a stream asks for, and who asks for what, as JSON."""
+    import orjson
+
+    from connector.control.predicates import Contributions, parse, stream_of
+    from connector.errors import PredicatesRejected
+
+    settings, limits = _limits(config, stream)
+    contributions = Contributions()
+    with _kafka_errors(settings):
+        records = _publisher(settings).records()
+    for record in records:
+        try:
+            if stream_of(record.key) == stream:
+                value = None if record.value is None else parse(record.value, limits)
+                contributions.put(record.key or b"", value)
+        except PredicatesRejected:
+            continue  # as the connector does: the key's last good record stays
+    union = contributions.union()
+    by_key = {key.decode(): part.as_dict() for key, part in sorted(contributions.by_key().items())}
+    told = {"predicates": union.version, "union": union.as_dict(), "by_key": by_key}
+    typer.echo(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode())
+
+
+@predicates.command()
+def schema(stream: Stream, config: Config = None) -> None:
+    """Print the JSON Schema of a stream's control records."""
+    import orjson
+
+    from connector.control import predicates as control
+
+    _, limits = _limits(config, stream)
+    typer.echo(orjson.dumps(control.schema(stream, limits), option=orjson.OPT_INDENT_2).decode())
+
+
+@predicates.command()
+def watch(
+    stream: Annotated[str | None, typer.Argument(help="Of this stream only.")] = None, config: Config = None
+) -> None:
+    """Print the answers to all publishers as they are given, until Ctrl-C."""
+    settings = _settings(config)
+    with _kafka_errors(settings), contextlib.suppress(KeyboardInterrupt):
+        for answer in _publisher(settings).answers():
+            if answer is not None and stream in {None, answer.get("subject")}:
+                _tell(answer)
 
 
 dialects = typer.Typer(help="The manners of upstreams that come with the connector.")
@@ -148,6 +240,98 @@ def _settings(config: Path | None) -> Settings:
         for mistake in error.mistakes:
             typer.echo(mistake, err=True)
         raise typer.Exit(EXIT_CONFIGURATION) from None
+
+
+def _publish(
+    config: Path | None,
+    stream: str,
+    publisher: str,
+    wanted: dict[str, list[str]] | None,
+    timeout_s: float | None,
+    *,
+    is_waiting: bool,
+) -> None:
+    import orjson
+
+    from connector.control.predicates import parse
+    from connector.errors import PredicatesRejected
+
+    settings, limits = _limits(config, stream)
+    value = None if wanted is None else orjson.dumps(wanted)
+    try:
+        if value is not None:
+            parse(value, limits)
+    except PredicatesRejected as rejected:
+        typer.echo(f"{rejected.pointer or stream}: {rejected}", err=True)
+        raise typer.Exit(EXIT_CONFIGURATION) from None
+    key = f"{stream}/{publisher}" if publisher else stream
+    kafka = _publisher(settings)
+    with _kafka_errors(settings), contextlib.closing(kafka.answers()) as answers:
+        if is_waiting:
+            next(answers)  # what is answered from here on is seen
+        partition, offset = kafka.put(stream, key, value)
+        typer.echo(f"published {key} to {settings.kafka.topics.predicates}/{partition}/{offset}")
+        if is_waiting:
+            raise typer.Exit(_awaited(answers, partition, offset, timeout_s))
+
+
+def _awaited(
+    answers: Generator[dict[str, Any] | None, None, None],
+    partition: int,
+    offset: int,
+    timeout_s: float | None,
+) -> int:
+    """Print the answers to one record until the last of them; return the exit code."""
+    give_up_at = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    for answer in answers:
+        if answer is not None:
+            data = answer["data"]
+            if (data.get("partition"), data.get("offset")) != (partition, offset):
+                continue
+            _tell(answer)
+            match answer["type"]:
+                case "predicates.applied" | "predicates.unchanged":
+                    return 0
+                case "predicates.rejected" | "predicates.superseded":
+                    return 1
+        if time.monotonic() > give_up_at:
+            break
+    typer.echo(f"no final answer within {timeout_s:g} s", err=True)
+    return 1
+
+
+def _tell(answer: dict[str, Any]) -> None:
+    import orjson
+
+    kind = answer["type"].removeprefix("predicates.")
+    typer.echo(f"{answer['time']} {kind:10} {orjson.dumps(answer['data']).decode()}")
+
+
+def _limits(config: Path | None, stream: str) -> tuple[Settings, dict[str, Predicate]]:
+    settings = _settings(config)
+    if stream not in settings.streams:
+        typer.echo(f"no stream {stream!r}; there are: {', '.join(sorted(settings.streams))}", err=True)
+        raise typer.Exit(EXIT_CONFIGURATION)
+    return settings, settings.streams[stream].manners.request.predicates
+
+
+def _publisher(settings: Settings) -> Publisher:
+    from connector.publisher import Publisher
+
+    kafka = settings.kafka
+    return Publisher(kafka.properties(settings.replica), kafka.group, kafka.topics.names())
+
+
+@contextlib.contextmanager
+def _kafka_errors(settings: Settings) -> Iterator[None]:
+    """Turn Kafka's refusals into one line and exit code 1."""
+    from confluent_kafka import KafkaException
+
+    try:
+        yield
+    except KafkaException as error:
+        typer.echo(f"Kafka at {settings.kafka.bootstrap_servers}: {error.args[0].str()}", err=True)
+        raise typer.Exit(1) from None
 
 
 def _said(config: Path | None) -> str:

@@ -83,6 +83,27 @@ def parse(value: bytes, limits: Mapping[str, Limits]) -> PredicateSet:
     return PredicateSet.of(terms)
 
 
+def schema(stream: StreamId, limits: Mapping[str, Limits]) -> dict[str, object]:
+    """Return a JSON Schema (2020-12) of the control records that *stream* takes."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"What one publisher asks of the stream {stream}",
+        "type": "object",
+        "properties": {name: _schema_of(its) for name, its in sorted(limits.items())},
+        "additionalProperties": False,
+    }
+
+
+def _schema_of(limits: Limits) -> dict[str, object]:
+    item: dict[str, object] = {"type": "string", "minLength": 1}
+    if limits.max_bytes is not None:
+        item["maxLength"] = limits.max_bytes  # characters, of which some take several bytes
+    if limits.pattern is not None:
+        item["pattern"] = f"^(?:{limits.pattern})$"
+    whole: dict[str, object] = {"type": "array", "items": item}
+    return whole if limits.max_values is None else {**whole, "maxItems": limits.max_values}
+
+
 @dataclass(slots=True)
 class Contributions:
     """One stream's predicate sets by control key; what is asked for is their union.
@@ -98,6 +119,10 @@ class Contributions:
             self._by_key.pop(key, None)
         else:
             self._by_key[key] = predicates
+
+    def by_key(self) -> dict[bytes, PredicateSet]:
+        """Return what each key contributes."""
+        return dict(self._by_key)
 
     def union(self) -> PredicateSet:
         """Return what all contributions together ask for."""

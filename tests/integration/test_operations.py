@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -227,3 +228,38 @@ def _processes() -> set[int]:
             if any(word in words for word in (b"kafka.Kafka", b"upstream", b"kafka.py", b"connector")):
                 found.add(int(folder.name))
     return found - {os.getpid()}
+
+
+def test_a_publisher_puts_waits_looks_and_takes_back(kafka: Kafka, tmp_path: Path) -> None:
+    """From the command line, with the answers as they come."""
+
+    def predicates(*words: str) -> subprocess.CompletedProcess[str]:
+        return connector.command("predicates", *words)
+
+    with (
+        Upstream("--rate", "100") as upstream,
+        Connector(tmp_path, kafka, {STREAM: stream(upstream.url)}) as connector,
+    ):
+        connector.create_topics()
+        unanswered = predicates("put", STREAM, "track=kafka", "--as", "a", "--wait", "--timeout", "0.5")
+        assert unanswered.returncode == 1
+        assert "no final answer within 0.5 s" in unanswered.stderr
+        connector.start()
+        eventually(kafka.delivered, "a flow")
+        put = predicates("put", STREAM, "track=kafka", "track=rust", "--as", "b", "--wait")
+        assert put.returncode == 0
+        assert [line.split()[1] for line in put.stdout.splitlines()[1:]] == ["accepted", "applied"]
+        same = predicates("put", STREAM, "track=rust", "--as", "c", "--wait")
+        assert (same.returncode, same.stdout.splitlines()[-1].split()[1]) == (0, "unchanged")
+        got = json.loads(predicates("get", STREAM).stdout)
+        assert got["union"] == {"track": ["kafka", "rust"]}
+        assert got["by_key"] == {
+            f"{STREAM}/a": {"track": ["kafka"]},
+            f"{STREAM}/b": {"track": ["kafka", "rust"]},
+            f"{STREAM}/c": {"track": ["rust"]},
+        }
+        for publisher in ("a", "b", "c"):
+            assert predicates("remove", STREAM, "--as", publisher, "--wait").returncode == 0
+        eventually(lambda: upstream.connections()[-1]["closed_at"], "the stream stopped")
+        assert json.loads(predicates("get", STREAM).stdout)["by_key"] == {}
+        assert connector.stop()[0] == 0

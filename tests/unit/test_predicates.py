@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connector.control.predicates import MAX_VALUE_BYTES, Contributions, parse, stream_of
+from connector.control.predicates import MAX_VALUE_BYTES, Contributions, parse, schema, stream_of
 from connector.errors import PredicatesRejected
 from connector.model import PredicateSet
 from connector.stream import dialect
@@ -299,3 +299,21 @@ def test_the_example_of_a_box_is_a_location():
     assert parse(b'{"locations": ["-122.75,36.8,-121.75,37.8"], "follow": ["783214"]}', twitter).terms
     with pytest.raises(PredicatesRejected, match="no_match"):
         parse(b'{"follow": ["@kafka"]}', twitter)
+
+
+# The schema that publishers are given
+
+
+def test_a_schema_says_what_would_be_rejected():
+    twitter = dialect.load("twitter-v1", {}).request.predicates
+    told = schema("tech", twitter)
+    assert told["additionalProperties"] is False
+    assert told["properties"]["follow"] == {
+        "type": "array",
+        "items": {"type": "string", "minLength": 1, "pattern": r"^(?:\d+)$"},
+        "maxItems": 5000,
+    }
+    assert told["properties"]["track"]["items"]["maxLength"] == 60
+    assert schema("tech", {"a": Predicate()})["properties"] == {
+        "a": {"type": "array", "items": {"type": "string", "minLength": 1}}
+    }

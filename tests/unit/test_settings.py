@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -340,3 +341,31 @@ def test_each_kind_of_credentials_can_be_configured(config):
 def test_a_proxys_password_is_not_shown(config):
     settings = load(config(with_stream(proxy=f"http://user:{SECRET}@proxy:3128")))
     assert SECRET not in repr(settings)
+
+
+# Predicates from the command line: what is wrong is said before anything is published
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mistake"),
+    [
+        (["put", "tech", "trak=kafka"], "/trak: unknown_predicate: known are: follow, locations, track"),
+        (["put", "tech", "track=kafka", "follow=bob"], "/follow/0: no_match"),
+        (["put", "tech", "kafka"], "'kafka': expected NAME=VALUE"),
+        (["put", "tech", "track="], "/track/0: empty_term"),
+        (["put", "news", "track=kafka"], "no stream 'news'; there are: tech"),
+        (["remove", "news"], "no stream 'news'"),
+        (["get", "news"], "no stream 'news'"),
+        (["schema", "news"], "no stream 'news'"),
+    ],
+)
+def test_mistakes_of_a_publisher_are_named(config, arguments, mistake):
+    said = CliRunner().invoke(main, ["predicates", *arguments, "--config", str(config(GOOD))])
+    assert said.exit_code == 2
+    assert mistake in said.stderr
+
+
+def test_the_schema_of_a_stream_is_json(config):
+    said = CliRunner().invoke(main, ["predicates", "schema", "tech", "--config", str(config(GOOD))])
+    assert said.exit_code == 0
+    assert json.loads(said.stdout)["properties"].keys() == {"follow", "locations", "track"}

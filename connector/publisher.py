@@ -1,0 +1,151 @@
+"""Predicates as a publisher sees them: put, read back, and the answers to them. Blocking."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any
+
+import orjson
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from connector.control.home import home
+from connector.model import ControlRecord, StreamId, Topics
+
+_TIMEOUT_S = 10.0
+_POLL_S = 0.5
+
+
+class Publisher:
+    """One publisher's view of the control topic and of the answers on the events topic."""
+
+    def __init__(self, kafka: Mapping[str, Any], group: str, topics: Topics) -> None:
+        """Prepare; nothing is asked yet.
+
+        Args:
+            kafka: librdkafka properties: where Kafka is.
+            group: the connector's consumer group, which readers have a right to; it is not joined.
+            topics: their names.
+        """
+        self._kafka = dict(kafka)
+        self._group = group
+        self._topics = topics
+
+    def put(self, stream: StreamId, key: str, value: bytes | None) -> tuple[int, int]:
+        """Write a control record to its stream's home; return its partition and offset.
+
+        Raises:
+            KafkaException: Kafka refused it, or did not answer in time.
+        """
+        producer = Producer({**self._kafka, "acks": "all", "message.timeout.ms": int(_TIMEOUT_S * 1000)})
+        reports: list[tuple[KafkaError | None, Message]] = []
+        partition = home(stream, self._partitions(producer, self._topics.predicates))
+        producer.produce(
+            self._topics.predicates,
+            value,
+            key,
+            partition=partition,
+            on_delivery=lambda error, message: reports.append((error, message)),
+        )
+        producer.flush(2 * _TIMEOUT_S)
+        error, message = reports[0] if reports else (KafkaError(KafkaError._TIMED_OUT), None)  # noqa: SLF001
+        if error is not None or message is None:
+            raise KafkaException(error)
+        offset = message.offset()
+        assert offset is not None
+        return partition, offset
+
+    def records(self) -> list[ControlRecord]:
+        """Return what the control topic holds, oldest first within each partition.
+
+        Raises:
+            KafkaException: Kafka did not answer in time.
+        """
+        consumer = self._consumer()
+        try:
+            count = self._partitions(consumer, self._topics.predicates)
+            consumer.assign([TopicPartition(self._topics.predicates, n, 0) for n in range(count)])
+            return list(self._until_end(consumer, count))
+        finally:
+            consumer.close()
+
+    def answers(self) -> Generator[dict[str, Any] | None, None, None]:
+        """Yield the connector's answers from now on, as CloudEvents; None now and then, to look at a clock.
+
+        The place to read from is fixed with the first item, which is None: what is published after it is
+        answered after it.
+
+        Raises:
+            KafkaException: Kafka did not answer in time, or refused.
+        """
+        consumer = self._consumer()
+        try:
+            ends = []
+            for number in range(self._partitions(consumer, self._topics.events)):
+                partition = TopicPartition(self._topics.events, number)
+                _, partition.offset = consumer.get_watermark_offsets(partition, timeout=_TIMEOUT_S)
+                ends.append(partition)
+            consumer.assign(ends)
+            yield None
+            while True:
+                message = consumer.poll(_POLL_S)
+                yield None if message is None else _answer(message)
+        finally:
+            consumer.close()
+
+    def _until_end(self, consumer: Consumer, partitions: int) -> Iterator[ControlRecord]:
+        give_up_at = time.monotonic() + _TIMEOUT_S
+        ended: set[int] = set()
+        while len(ended) < partitions:
+            message = consumer.poll(_POLL_S)
+            if message is None:
+                if time.monotonic() > give_up_at:
+                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT))  # noqa: SLF001 (its public name)
+                continue
+            give_up_at = time.monotonic() + _TIMEOUT_S
+            number, offset, error = message.partition(), message.offset(), message.error()
+            assert number is not None
+            if error is None:
+                assert offset is not None
+                key, value = message.key(), message.value()
+                assert not isinstance(key, str)
+                assert not isinstance(value, str)
+                yield ControlRecord(number, offset, key, value)
+            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (its public name)
+                ended.add(number)
+            else:
+                raise KafkaException(error)
+
+    def _consumer(self) -> Consumer:
+        return Consumer(
+            {
+                **self._kafka,
+                "group.id": self._group,  # required, but never joined: partitions are assigned by hand
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "auto.offset.reset": "earliest",
+                "isolation.level": "read_committed",
+            }
+        )
+
+    @staticmethod
+    def _partitions(client: Producer | Consumer, topic: str) -> int:
+        found = client.list_topics(topic, timeout=_TIMEOUT_S).topics[topic]
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return len(found.partitions)
+
+
+def _answer(message: Message) -> dict[str, Any] | None:
+    """Return the event that *message* holds; None where it is no answer to a control record."""
+    error = message.error()
+    if error is not None:
+        if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (its public name)
+            return None
+        raise KafkaException(error)
+    try:
+        event = orjson.loads(message.value() or b"")
+    except orjson.JSONDecodeError:
+        return None
+    is_answer = isinstance(event, dict) and str(event.get("type", "")).startswith("predicates.")
+    return event if is_answer else None
