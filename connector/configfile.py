@@ -20,7 +20,7 @@ _S = TypeVar("_S", bound=BaseSettings)
 class Group(BaseModel):
     """A part of the settings: unknown keys are mistakes, and nothing changes after the start."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def load(settings: type[_S], prefix: str, path: Path | None, environ: Mapping[str, str]) -> _S:

@@ -56,12 +56,20 @@ class Unreachable(Disconnected):
     """No request got as far as the upstream: no address, no TCP, no TLS, no credentials to send."""
 
 
-class AddressRefused(Disconnected):
-    """The upstream's name leads to an address that must not be asked; only the configuration helps."""
+class Unsendable(Disconnected):
+    """The request must not go where it leads, or is longer than any server takes; waiting does not help."""
 
 
 class Stalled(Disconnected):
-    """Nothing came for longer than the dialect allows, not even a keep-alive."""
+    """Nothing came for longer than the dialect allows, not even a keep-alive.
+
+    Attributes:
+        silent_s: for how long nothing came within a body; 0 where there was no answer at all.
+    """
+
+    def __init__(self, message: str, silent_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.silent_s = silent_s
 
 
 class FramingLost(Disconnected):

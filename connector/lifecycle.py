@@ -29,7 +29,12 @@ _NEVER_TOLD = frozenset({"other_event"})
 
 @dataclass(frozen=True, slots=True)
 class _Dark:
-    """The time without a live connection, since it began: on the loop's clock and on the wall's."""
+    """The time without a live connection.
+
+    Attributes:
+        since: when the last one was lost, on the loop's clock.
+        wall: when its last byte came, on the wall's.
+    """
 
     since: float
     wall: float
@@ -68,7 +73,6 @@ class Lifecycle:
     def live(self, side: Side) -> list[Event]:
         """Tell that the first bytes arrived."""
         self.metrics.connected(self.stream)
-        self.metrics.refused(self.stream, is_refused=False)
         side.told.clear()
         return [self._event("connection.live", side)]
 
@@ -88,9 +92,10 @@ class Lifecycle:
         """Count a restart by overlap."""
         self.metrics.handed_over(self.stream, suppressed)
 
-    def tell_live(self, *, is_live: bool) -> None:
-        """Say whether the stream's connection lives."""
+    def state(self, *, is_live: bool, is_refused: bool) -> None:
+        """Say whether the stream's connection lives, and whether the upstream refuses one."""
         self.metrics.live(self.stream, is_live=is_live)
+        self.metrics.refused(self.stream, is_refused=is_refused)
 
     def lost(self, side: Side, lost: Lost) -> list[Event]:
         """Tell that a connection, or the attempt at one, is over."""
@@ -102,7 +107,6 @@ class Lifecycle:
             kind = lost.outcome.value
             data["until"] = self._until(lost.retry_in_s)
         self.metrics.lost(self.stream, kind, lost.discarded)
-        self.metrics.refused(self.stream, is_refused=lost.outcome is Outcome.REFUSED)
         if not (side.live or lost.outcome in _ALWAYS_TOLD or lost.reason != side.trouble):
             return []
         told = f"connection.{kind}"
@@ -111,9 +115,10 @@ class Lifecycle:
 
     # The time without a live connection
 
-    def dark(self, now: float, reason: str | None) -> None:
-        """Take note that no connection lives any more."""
-        self._dark = _Dark(now, self.wall(), reason)
+    def dark(self, now: float, reason: str | None, silent_s: float = 0.0) -> None:
+        """Take note that no connection lives any more, *silent_s* seconds after its last byte."""
+        if self._dark is None:
+            self._dark = _Dark(now, self.wall() - silent_s, reason)
 
     def forget_dark(self) -> None:
         """Take note that no connection is wanted."""

@@ -14,6 +14,7 @@ import tomllib
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 from confluent_kafka import KafkaException, Producer
 from pydantic import (
@@ -40,8 +41,8 @@ from connector.auth import Auth, NoAuth, SecretFile, reader
 from connector.configfile import Group
 from connector.model import Topics
 from connector.stream import dialect
-from connector.stream.connection import Tls
 from connector.stream.dialect import Dialect
+from connector.stream.transport import Tls
 
 PREFIX = "CONNECTOR_"
 
@@ -151,6 +152,17 @@ class StreamSettings(Group):
         if url.username or url.password:
             raise ValueError("holds credentials, which belong under auth: addresses are logged")
         return url
+
+    @field_validator("proxy")
+    @classmethod
+    def _sendable(cls, proxy: HttpUrl | None) -> HttpUrl | None:
+        if proxy is not None and ":" in unquote(proxy.username or ""):
+            raise ValueError("its user must not hold a colon")
+        try:
+            unquote(f"{proxy and proxy.username}{proxy and proxy.password}").encode("latin-1")
+        except UnicodeEncodeError:
+            raise ValueError("its user and password must be Latin-1: proxies take nothing else") from None
+        return proxy
 
     @field_validator("dialect")
     @classmethod

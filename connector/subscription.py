@@ -1,20 +1,20 @@
 """One stream's life: predicates come in, connections follow, statuses go out.
 
-Everything here is decided on the event loop, synchronously; what the phases allow stands in
-`stream.handover`. Reader tasks feed events in, the outbox takes entries out.
+Everything is decided on the event loop, synchronously; what the phases allow stands in `stream.handover`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
 import structlog
 
 from connector.control.answers import Answers, Change
 from connector.control.debounce import Debounce
+from connector.control.wanted import Wanted
 from connector.lifecycle import Lifecycle
 from connector.model import PredicateSet, Status, StreamId
 from connector.outlet import Outlet
@@ -63,14 +63,12 @@ class Subscription:
     budget: Budget
     lifecycle: Lifecycle
     phase: Phase = field(default=Phase.IDLE, init=False)
-    _target: PredicateSet = field(default_factory=PredicateSet, init=False)
+    _wanted: Wanted = field(default_factory=Wanted, init=False)
     _answers: Answers = field(init=False)
     _active: Side | None = field(default=None, init=False)
     _candidate: Side | None = field(default=None, init=False)
     _overlap: Overlap | None = field(default=None, init=False)
     _connections: int = field(default=0, init=False)
-    _in_force: PredicateSet | None = field(default=None, init=False)
-    _refused: PredicateSet | None = field(default=None, init=False)  # while others were in force
     _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _readers: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup, init=False)
 
@@ -94,7 +92,7 @@ class Subscription:
             target: what all contributions together ask for.
             unapplied: accepted records whose effect nobody has seen yet.
         """
-        self._target = target
+        self._wanted.change(target)
         self._answers.load(unapplied)
         if not target.is_empty:
             self.debounce.put()
@@ -105,12 +103,12 @@ class Subscription:
     def change(self, target: PredicateSet, change: Change) -> None:
         """Take a changed union, and answer its publisher."""
         answers = self._answers
-        if target == self._target:
+        if target == self._wanted.newest:
             # Only where nobody waits: an older record must still be answered after a restart.
             applied = None if answers.waiting else change.offset
             self.outlet.answer([answers.unchanged(change, target.version)], change.offset, applied)
             return
-        self._target = target
+        self._wanted.change(target)
         events = answers.superseded(by=change)
         coming = self._coming
         if target.is_empty:
@@ -142,11 +140,9 @@ class Subscription:
             while self.phase is not Phase.CLOSED:
                 self._wake.clear()
                 self._meet_deadlines()
-                try:
+                with suppress(TimeoutError):
                     async with asyncio.timeout_at(self._next_deadline()):
                         await self._wake.wait()
-                except TimeoutError:
-                    continue
 
     def stop(self) -> None:
         """Stop reading; everything read so far is in the outbox then."""
@@ -165,10 +161,10 @@ class Subscription:
         return min((at for at in deadlines if at is not None), default=None)
 
     def _drained_at(self) -> float | None:
-        if self.phase is not Phase.DRAINING or self._active is None or self._active.is_paused:
+        active, overlap = self._active, self._overlap
+        if self.phase is not Phase.DRAINING or active is None or active.is_paused or overlap is None:
             return None
-        assert self._overlap is not None
-        return self._overlap.drained_at(self.handover.drain_quiet_s, self.handover.drain_max_s)
+        return overlap.drained_at(self.handover.drain_quiet_s, self.handover.drain_max_s)
 
     def _meet_deadlines(self) -> None:
         now, overlap = self._now(), self._overlap
@@ -199,8 +195,8 @@ class Subscription:
         self.phase, actions = step(before, signal)
         for action in actions:
             self._act(action)
+        self._tell_state()
         if self.phase is not before:
-            self._tell_live()
             log.debug("handover.moved", stream=self.stream, signal=signal.name, to=self.phase.name)
             self._wake.set()
 
@@ -227,22 +223,25 @@ class Subscription:
             case Action.REPLACE:
                 old = self._active
                 stop(old)
-                self.lifecycle.dark(self._now(), "one connection allowed: closed for changed predicates")
+                if old is not None and old.live:
+                    self.lifecycle.dark(self._now(), "one connection allowed: closed for changed predicates")
                 self._active = self._start(after=old)
             case Action.STOP_ALL:
                 stop(self._active)
                 stop(self._candidate)
-                self._active = self._candidate = self._overlap = self._in_force = None
+                self._active = self._candidate = self._overlap = self._wanted.in_force = None
                 self.lifecycle.forget_dark()
 
-    def _tell_live(self) -> None:
-        self.lifecycle.tell_live(is_live=self._active is not None and self._active.live)
+    def _tell_state(self) -> None:
+        sides = [side for side in (self._active, self._candidate) if side is not None]
+        is_live = self._active is not None and self._active.live
+        self.lifecycle.state(is_live=is_live, is_refused=any(side.is_refused for side in sides))
 
     def _start(self, after: Side | None = None) -> Side:
         self._connections += 1
         side = Side(self._connections, self.reader(lambda: self._ask(side)))
-        former = None if after is None else after.task
-        side.task = self._readers.create_task(self._pump(side, former), name=f"{self.stream}#{side.number}")
+        pump = self._pump(side, None if after is None else after.task)
+        side.task = self._readers.create_task(pump, name=f"{self.stream}#{side.number}")
         return side
 
     async def _pump(self, side: Side, former: asyncio.Task[None] | None) -> None:
@@ -256,13 +255,12 @@ class Subscription:
         Unless the upstream refused just that: what was in force goes on then, and the newest is due again,
         where another attempt does not cost a connection that lives.
         """
-        wanted, carried = self._target, tuple(self._answers.waiting)
-        is_refused = self._target == self._refused and side is self._active
-        if is_refused and self._in_force is not None:
-            wanted, carried = self._in_force, ()
-        side.asked, side.carried = Ask(wanted, self.outlet.cursor), carried
+        proof, newest = side.reader.target.fingerprint(), self._wanted.newest
+        asked = self._wanted.ask(proof) if side is self._active else newest
+        side.asked = Ask(asked, self.outlet.cursor)
+        side.carried = tuple(self._answers.waiting) if asked == newest else ()
         self.debounce.restarted(self._now())
-        if wanted != self._target and self.handover.strategy == "overlap":
+        if asked != newest and self.handover.strategy == "overlap":
             self.debounce.put()
         if side is self._candidate and self._overlap is not None:
             self._overlap.asked()
@@ -285,7 +283,7 @@ class Subscription:
                 self._signal(Signal.CANDIDATE_CONNECTED if is_candidate else Signal.ACTIVE_CONNECTED)
             case Live():
                 side.live = True
-                self._tell_live()
+                self._tell_state()
                 self.outlet.tell(self.lifecycle.live(side))
                 if is_candidate and self._overlap is not None:
                     self._overlap.begin(self._now())
@@ -338,12 +336,16 @@ class Subscription:
         self.outlet.tell(self.lifecycle.lost(side, event))
         side.is_refused = event.outcome is Outcome.REFUSED
         was_live, side.live, side.trouble = side.live, False, event.reason
-        if side.is_refused and self._in_force not in {None, side.asked.predicates}:
-            self._refused = side.asked.predicates
-            if not is_candidate:
+        if side.is_refused:
+            proof = side.reader.target.fingerprint()
+            if self._wanted.refused(side.asked.predicates, proof) and not is_candidate:
                 side.wake()  # what was in force before is asked for again
+        self._wake.set()
         if is_candidate:
             self._signal(Signal.CANDIDATE_LOST)
+            side.held_cursor = None
+            if self._overlap is not None:
+                self._overlap.lost()
             return
         if self.phase is Phase.OVERLAP and self._candidate is not None and self._candidate.is_refused:
             self._signal(Signal.CANCELLED)  # or its long wait would become the stream's
@@ -351,8 +353,7 @@ class Subscription:
             self._overlap.linger(self._now())  # the candidate may bring some of it again
         self._signal(Signal.ACTIVE_LOST)
         if was_live and not self.is_live:
-            self.lifecycle.dark(self._now(), event.reason)
-        self._wake.set()
+            self.lifecycle.dark(self._now(), event.reason, event.silent_s)
 
     def _release(self) -> None:
         """Deliver what the candidate sent so far: from here on its predicates are in force."""
@@ -362,8 +363,7 @@ class Subscription:
         if side.live:
             held = overlap.release()
             overlap_s = round(self._now() - overlap.live_at, 3)
-            joined: dict[str, object] = {"overlap_s": overlap_s, "duplicates_suppressed": overlap.suppressed}
-            self._in_force_now(side, joined)
+            self._in_force_now(side, {"overlap_s": overlap_s, "duplicates_suppressed": overlap.suppressed})
             self.lifecycle.handed_over(overlap.suppressed)
             self._deliver(side, held, side.held_cursor)
         elif side.held_cursor is None:  # lost again while the old one was drained, which goes on
@@ -375,10 +375,10 @@ class Subscription:
 
     def _in_force_now(self, side: Side, details: Mapping[str, object]) -> None:
         """Record that what *side* asked for is in force, and tell those who wait for it."""
-        self._in_force = side.asked.predicates
+        self._wanted.in_force = side.asked.predicates
         told, gap = self.lifecycle.in_force(self._now(), side, details)
         self.outlet.tell(gap)
-        self._apply(side.carried, told, self._in_force)
+        self._apply(side.carried, told, side.asked.predicates)
 
     def _apply(
         self, changes: Sequence[Change], details: Mapping[str, object], predicates: PredicateSet

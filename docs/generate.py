@@ -12,13 +12,13 @@ from pathlib import Path
 from random import Random
 
 from connector.errors import (
-    AddressRefused,
     BadStatus,
     Disconnected,
     EndedByServer,
     FramingLost,
     Stalled,
     Unreachable,
+    Unsendable,
     WrongContent,
 )
 from connector.stream import dialect
@@ -43,7 +43,7 @@ FAILURES: list[tuple[str, Disconnected]] = [
     ("the server announces that it closes the connection", EndedByServer("")),
     ("an HTML page, or a content coding nobody asked for, with 200", WrongContent("", is_declared=False)),
     ("another media type than the dialect's, with 200", WrongContent("", is_declared=True)),
-    ("the name leads to a link-local or metadata address", AddressRefused("")),
+    ("the name leads to a link-local or metadata address", Unsendable("")),
 ]
 
 

@@ -1,4 +1,4 @@
-"""One HTTP response, as chunks of bytes. The only module that speaks HTTP to upstreams.
+"""One HTTP response, as chunks of bytes. With `transport`, all that speaks HTTP to upstreams.
 
 Every connection has a client of its own, so it has its own socket, its address is looked up anew, and
 certificates that were rotated are read anew. Closing it closes the socket.
@@ -7,31 +7,29 @@ certificates that were rotated are read anew. Closing it closes the socket.
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
 
 from connector import __version__
 from connector.errors import (
-    AddressRefused,
     BadStatus,
     Disconnected,
     Stalled,
     Unreachable,
+    Unsendable,
     WrongContent,
 )
 from connector.stream.credentials import Credentials, Outgoing
 from connector.stream.dialect import Call, Liveness, Response
 from connector.stream.policy import reset_in_s, retry_after_s
 from connector.stream.sockets import Sockets
+from connector.stream.transport import Tls, is_unreachable, network, said
 
 _ERROR_BODY_BYTES = 200
 """How much of an error's body is worth reading: it may be a whole web page."""
@@ -55,40 +53,6 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """How TLS peers prove themselves; files are read anew at each connection.
-
-    Attributes:
-        ca_file: certificates that vouch for the upstream, in place of the public ones.
-        certificate_file: the client's own certificate.
-        key_file: its key, where that is a file of its own.
-    """
-
-    ca_file: Path | None = None
-    certificate_file: Path | None = None
-    key_file: Path | None = None
-
-    def context(self) -> ssl.SSLContext:
-        """Return a context for one connection.
-
-        Raises:
-            OSError: a file cannot be read, or holds something else.
-        """
-        if self.ca_file is None:
-            context = httpx.create_ssl_context(trust_env=False)
-        else:
-            context = ssl.create_default_context(cafile=self.ca_file)
-        if self.certificate_file is not None:
-            context.load_cert_chain(self.certificate_file, self.key_file)
-        return context
-
-    def fingerprint(self) -> object:
-        """Return what changes whenever one of the files does."""
-        files = (self.ca_file, self.certificate_file, self.key_file)
-        return tuple(file and _changed_at(file) for file in files)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """Where a stream is requested, by whom, and what its answers must be like.
 
@@ -102,7 +66,7 @@ class Target:
     credentials: Credentials
     liveness: Liveness
     response: Response = field(default_factory=Response)
-    tls: Tls = Tls()
+    tls: Tls = field(default_factory=Tls)
     proxy: str | None = None
     allow_link_local: bool = False
 
@@ -148,48 +112,32 @@ class HttpConnect:
                     chunks = response.aiter_raw()
                     while (chunk := await _next(chunks, target.liveness.stall_timeout_s)) is not None:
                         yield chunk
-        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
-            # Bad chunk sizes and oversize headers pass the transport's own mapping by.
-            if sockets.refused is not None:
-                raise AddressRefused(
-                    f"{sockets.refused} is a link-local or metadata address; allow_link_local permits it"
-                ) from error
-            said = " ".join(str(error).split())[:300] or type(error).__name__
-            raise (Unreachable if _is_unreachable(error) else Disconnected)(said) from error
+        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError) as error:
+            # Bad chunk sizes and oversize headers pass the transport's own mapping by; and what no header,
+            # no host name and no UTF-8 can be is a ValueError somewhere below.
+            if not is_unreachable(error):
+                raise Disconnected(said(error)) from error
+            if sockets.refused is None:
+                raise Unreachable(said(error)) from error
+            raise Unsendable(
+                f"{sockets.refused} is a link-local or metadata address; allow_link_local permits it"
+            ) from error
 
     @asynccontextmanager
     async def _client(self, target: Target, sockets: Sockets) -> AsyncIterator[httpx.AsyncClient]:
         if self._transport is not None:
             transport = self._transport()
         else:
-            try:
-                # Hundreds of certificates are parsed: not on the loop that reads other streams.
-                context = await asyncio.to_thread(target.tls.context)
-            except OSError as error:
-                raise Unreachable(f"no TLS: {error}") from error
-            session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    ssl=context, use_dns_cache=False, force_close=True, socket_factory=sockets
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers={"User-Agent", "Accept", "Content-Type"},
-            )
-            # It would repeat a GET whose server hangs up, unseen by every back-off and budget.
-            session._retry_connection = False  # noqa: SLF001 (there is no public switch)
-            # The aiohttp transport has a parser in C: three times as many chunks per second.
-            transport = AiohttpTransport(
-                verify=context,
-                trust_env=False,
-                proxy=None if target.proxy is None else httpx.Proxy(target.proxy),
-                client=session,
-            )
+            transport = await network(target.tls, target.proxy, sockets)
+        connect_s = target.liveness.connect_timeout_s
         async with httpx.AsyncClient(
             transport=transport,
             headers={
                 "User-Agent": f"kafka-stream-connector/{__version__}",
                 "Accept-Encoding": ", ".join(target.response.compression) or "identity",
             },
-            timeout=httpx.Timeout(None, connect=target.liveness.connect_timeout_s),
+            # For aiohttp the pool's time covers the look-up of the name, which connect's does not.
+            timeout=httpx.Timeout(None, connect=connect_s, pool=connect_s),
             follow_redirects=False,
             trust_env=False,
         ) as client:
@@ -205,7 +153,7 @@ async def _next(chunks: AsyncIterator[bytes], stall_timeout_s: float) -> bytes |
         async with asyncio.timeout(stall_timeout_s):
             return await anext(chunks, None)
     except TimeoutError:
-        raise Stalled(f"stalled: silent for {stall_timeout_s:g} s") from None
+        raise Stalled(f"stalled: silent for {stall_timeout_s:g} s", stall_timeout_s) from None
 
 
 async def _answer(client: httpx.AsyncClient, target: Target, call: Call) -> httpx.Response:
@@ -217,9 +165,20 @@ async def _answer(client: httpx.AsyncClient, target: Target, call: Call) -> http
     origin = url = httpx.URL(target.url)
     if call.query:
         query = url.query + b"&" + call.query.encode() if url.query else call.query.encode()
-        url = url.copy_with(query=query)
-    for _ in range(_MAX_REDIRECTS + 1):
-        response = await _send(client, target, call, url)
+        try:
+            url = url.copy_with(query=query)
+        except httpx.InvalidURL as error:
+            raise Unsendable(f"the predicates make no address: {said(error)}") from error
+    for hop in range(_MAX_REDIRECTS + 1):
+        try:
+            response = await _send(client, target, call, url)
+        except (Unreachable, httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+            if hop == 0:
+                raise
+            raise Disconnected(said(error)) from error  # not unreachable: it has answered before
+        if response.status_code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
+            await response.aclose()
+            raise Unreachable("the proxy answered 407: it wants credentials")
         if response.status_code == httpx.codes.OK:
             try:
                 _check_content(response.headers, target.response)
@@ -251,16 +210,22 @@ async def _send(client: httpx.AsyncClient, target: Target, call: Call, url: http
 
     async def fetch(token_url: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
         """Post a request for a token."""
+        plain = {**headers, "Accept-Encoding": "identity"}
         try:
-            async with client.stream("POST", token_url, headers=dict(headers), content=body) as answer:
+            async with (
+                asyncio.timeout(limit_s / 2),  # the token there is may serve where none comes in time
+                client.stream("POST", token_url, headers=plain, content=body) as answer,
+            ):
                 content = bytearray()
                 async for chunk in answer.aiter_raw():
                     content += chunk
                     if len(content) > _TOKEN_BYTES:
                         raise ValueError("the token endpoint answered with more than a token")
                 return answer.status_code, bytes(content)
+        except TimeoutError:
+            raise OSError("the token endpoint does not answer") from None
         except (httpx.HTTPError, aiohttp.ClientError) as error:
-            raise OSError(f"the token endpoint: {str(error) or type(error).__name__}") from error
+            raise OSError(f"the token endpoint: {said(error)}") from error
 
     form = call.body.decode() if call.form else None
     try:
@@ -298,12 +263,15 @@ def _redirected(response: httpx.Response, method: str, origin: httpx.URL) -> htt
     location = response.headers.get("location", "")
     if response.status_code not in _REDIRECTS or not location:
         return None
-    url = response.request.url.join(location)
+    try:
+        url = response.request.url.join(location)
+        where = f"{url.scheme}://{url.host}:{url.port or ''}{url.path}".replace(":/", "/", 2)[:200]
+    except (httpx.InvalidURL, ValueError):
+        raise BadStatus(response.status_code, "a redirect to nowhere") from None
     same = (url.scheme, url.host, url.port) == (origin.scheme, origin.host, origin.port)
     keeps_method = method == "GET" or response.status_code in _REDIRECTS_KEEPING_POST
     if url.scheme == "https" and same and keeps_method:
         return url
-    where = f"{url.scheme}://{url.netloc.decode('ascii')}{url.path}"[:200]
     raise BadStatus(
         response.status_code, f"a redirect to {where} is not followed; if it is right, say so in url"
     )
@@ -316,33 +284,10 @@ def _check_content(headers: httpx.Headers, expected: Response) -> None:
             raise WrongContent(f"answered {media_type or 'no media type'}", is_declared=True)
     elif media_type in {"text/html", "application/xhtml+xml"}:
         raise WrongContent("answered an HTML page", is_declared=False)
-    coding = headers.get("content-encoding", "").strip().lower().removeprefix("x-")
+    coding = headers.get("content-encoding", "").strip().lower()
+    coding = "gzip" if coding == "x-gzip" else coding
     if coding not in {"", "identity", *expected.compression}:
         raise WrongContent(f"answered in {coding[:40]!r}, which was not asked for", is_declared=False)
-
-
-def _is_unreachable(error: Exception) -> bool:
-    """Whether the failure came before the upstream saw a request."""
-    cause = error.__cause__ or error  # httpx-aiohttp calls a server that hangs up a ConnectTimeout
-    return isinstance(
-        cause,
-        (
-            aiohttp.ClientConnectorError,
-            aiohttp.ConnectionTimeoutError,
-            aiohttp.ClientHttpProxyError,
-            httpx.ConnectError,
-            httpx.ConnectTimeout,
-            httpx.ProxyError,
-        ),
-    )
-
-
-def _changed_at(file: Path) -> object:
-    try:
-        stat = file.stat()
-    except OSError:
-        return "unreadable"
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 async def _beginning(response: httpx.Response) -> str:

@@ -16,10 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
 
@@ -64,8 +61,15 @@ def _pattern(text: str) -> str:
     return text
 
 
+def _media_type(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+", text.lower()):
+        raise ValueError(f"{text!r} is no media type like text/event-stream, without parameters")
+    return text.lower()
+
+
 HeaderName = Annotated[str, AfterValidator(_header)]
 Status = Annotated[int, Field(ge=200, le=599)]
+Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
 
 
 class _Group(BaseModel):
@@ -120,16 +124,11 @@ class Request(_Group):
 class Response(_Group):
     """What an answer has to look like."""
 
-    media_types: list[str] = []
+    media_types: list[Annotated[str, AfterValidator(_media_type)]] = []
     """Accepted; any other means that the address is wrong. Empty: all but an HTML page."""
 
     compression: list[Literal["gzip", "deflate", "zstd"]] = []
     """Asked for. Off by default: many servers flush compressed streams late."""
-
-    @field_validator("media_types")
-    @classmethod
-    def _lower(cls, types: list[str]) -> list[str]:
-        return [one.lower() for one in types]
 
 
 class Framing(_Group):
@@ -193,26 +192,26 @@ class Resume(_Group):
 class Liveness(_Group):
     """When a connection counts as dead, and when as healthy."""
 
-    connect_timeout_s: PositiveFloat = 10.0
+    connect_timeout_s: Seconds = 10.0
     """For address, TCP and TLS together."""
 
-    headers_timeout_s: PositiveFloat = 30.0
+    headers_timeout_s: Seconds = 30.0
     """From the request to the last of the answer's headers, however slowly they trickle in."""
 
-    stall_timeout_s: PositiveFloat
+    stall_timeout_s: Seconds
     """Longest silence within the body, keep-alives counting as sound."""
 
-    healthy_after_s: PositiveFloat = 30.0
+    healthy_after_s: Seconds = 30.0
     """How long a connection has to live until its loss is no reason to back off."""
 
 
 class Delays(_Group):
     """One back-off rule: ``next = min(cap, add + factor * delay)``; jitter comes off afterwards."""
 
-    first_s: PositiveFloat
-    add_s: NonNegativeFloat = 0.0
-    factor: Annotated[float, Field(ge=1)] = 1.0
-    cap_s: PositiveFloat
+    first_s: Seconds
+    add_s: Annotated[float, Field(ge=0, le=7 * 86_400, allow_inf_nan=False)] = 0.0
+    factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    cap_s: Seconds
     jitter: Annotated[float, Field(ge=0, le=1)] = 0.2
 
     def backoff(self) -> Backoff:
@@ -236,10 +235,10 @@ class Policy(_Group):
     """What an answer's status means; each that is not listed follows the HTTP rule."""
 
     rate_limited: list[Status] = [420, 429]
-    refused: list[Status] = [204, 401, 403, 404, 406, 410, 413, 416]
+    refused: list[Status] = [204, 401, 403, 404, 406, 410, 413, 414, 416, 431]
     """The same request will fail again."""
 
-    retry_refused_after_s: PositiveFloat = 900.0
+    retry_refused_after_s: Seconds = 900.0
     """Tried again so much later although nothing changed: access may have been granted meanwhile."""
 
 
@@ -247,7 +246,7 @@ class Attempts(_Group):
     """The upstream's limit on connection attempts."""
 
     attempts: PositiveInt
-    window_s: PositiveFloat
+    window_s: Seconds
 
 
 class Handover(_Group):
@@ -257,10 +256,10 @@ class Handover(_Group):
     """The new connection lives before the old one goes; or, where one connection is all there may be,
     the old one is closed first."""
 
-    drain_quiet_s: PositiveFloat = 0.5
+    drain_quiet_s: Seconds = 0.5
     """Silence on the old connection, once the new one is live, that ends the overlap."""
 
-    drain_max_s: PositiveFloat = 5.0
+    drain_max_s: Seconds = 5.0
     """Longest overlap once the new connection is live."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ MAX_NOTICE_BYTES = 4096
 """Longest notice that is passed on as JSON; of a longer one the beginning, as text."""
 
 _ABSENT = msgspec.UNSET
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # no header takes them
 # Deep nesting raises RecursionError, which msgspec does not wrap.
 _UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
@@ -200,7 +202,7 @@ def member(message: object, pointer: str) -> object:
 def _told(notice: object) -> object:
     """Return a notice as an event can carry it: whole if it is short, and no number beyond 64 bits."""
     with suppress(TypeError, RecursionError):
-        if len(orjson.dumps(notice)) <= MAX_NOTICE_BYTES:
+        if len(orjson.dumps([[[[[[[[notice]]]]]]]])) <= MAX_NOTICE_BYTES:  # an event adds levels of its own
             return notice
     return msgspec.json.encode(notice)[:MAX_NOTICE_BYTES].decode(errors="ignore")
 
@@ -209,7 +211,7 @@ def _safe(cursor: str | None) -> str | None:
     """Return the cursor if it can be stored and sent back; else none, which repeats rather than loses."""
     if cursor is None or len(cursor.encode(errors="replace")) > MAX_CURSOR_BYTES:
         return None
-    return None if set(cursor) & {"\r", "\n", "\0"} else cursor
+    return None if _CONTROL.search(cursor) else cursor
 
 
 def _shape(pointers: Sequence[str]) -> type[msgspec.Struct]:

@@ -40,6 +40,7 @@ class Overlap:
     _held: list[Status] = field(default_factory=list)
     _held_ids: set[str] = field(default_factory=set)
     _held_bytes: int = 0
+    _is_asked: bool = False  # a request is under way, or a connection open, that may bring ids again
 
     @property
     def held_bytes(self) -> int:
@@ -73,7 +74,8 @@ class Overlap:
         for at, status in enumerate(statuses):
             if status.id in self._held_ids:
                 return self._unseen(statuses[:at], self._from_new), True
-            self._from_old.add(status.id)
+            if self._is_asked:
+                self._from_old.add(status.id)
         return self._unseen(statuses, self._from_new), False
 
     def hold(self, statuses: Sequence[Status]) -> None:
@@ -85,6 +87,12 @@ class Overlap:
     def asked(self) -> None:
         """The new connection asks (again): nothing the old one brought before can come over it."""
         self._from_old.clear()
+        self._is_asked = True
+
+    def lost(self) -> None:
+        """The new connection is gone: what the old one brings until it asks again cannot come over it."""
+        self._from_old.clear()
+        self._is_asked = False
 
     def after(self) -> Overlap:
         """Return the overlap that follows while this one's ids still matter."""

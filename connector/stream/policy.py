@@ -13,10 +13,10 @@ from enum import Enum
 from random import Random
 
 from connector.errors import (
-    AddressRefused,
     BadStatus,
     Disconnected,
     EndedByServer,
+    Unsendable,
     WrongContent,
 )
 from connector.stream.dialect import Dialect
@@ -47,7 +47,7 @@ def classify(error: Disconnected, dialect: Dialect) -> Outcome:
             return Outcome.REFUSED
         case EndedByServer():
             return Outcome.ENDED
-        case AddressRefused() | WrongContent(is_declared=True):
+        case Unsendable() | WrongContent(is_declared=True):
             return Outcome.REFUSED
         case BadStatus() | WrongContent():
             return Outcome.HTTP

@@ -77,6 +77,7 @@ class Lost:
         retry_in_s: when the next attempt comes; after a refusal sooner if something changes.
         code: HTTP status, or the kind of the server's announcement.
         is_stall: silence was the reason.
+        silent_s: for how long nothing had come on a live connection by then, as far as is known.
         discarded: bytes dropped with it, by reason.
     """
 
@@ -85,6 +86,7 @@ class Lost:
     retry_in_s: float
     code: str | None = None
     is_stall: bool = False
+    silent_s: float = 0.0
     discarded: Counter[str] = field(default_factory=Counter)
 
 
@@ -174,6 +176,7 @@ class Reader:
                 max(delay_s, self.budget.wait_s(self.wall())),
                 code=_code(error),
                 is_stall=isinstance(error, Stalled),
+                silent_s=error.silent_s if isinstance(error, Stalled) else 0.0,
                 discarded=intake.end() if intake else Counter(),
             )
             if outcome is Outcome.REFUSED:

@@ -55,9 +55,16 @@ class Sockets:
         return made
 
 
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+"""IPv4 addresses as IPv6-only networks spell them (RFC 6052)."""
+
+
 def is_link_local(text: str) -> bool:
     """Whether *text* is a link-local address, or one where a cloud hands out credentials."""
     address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64:
+            address = ipaddress.IPv4Address(address.packed[-4:])
+        elif address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
     return address.is_link_local or address in _METADATA

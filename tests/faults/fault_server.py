@@ -68,6 +68,11 @@ class Connection:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
+    async def gone(self) -> None:
+        """Wait until the client is gone, for a minute at most."""
+        async with asyncio.timeout(60):
+            await self.closed.wait()
+
     async def until_closed(self) -> None:
         """Wait until the client is gone."""
         with suppress(ConnectionError, ssl.SSLError):

@@ -33,11 +33,11 @@ from reading import PATIENCE_S, first_loss, ids, lost, manners, reader, take, un
 
 from connector.auth import BearerAuth
 from connector.stream.budget import Budget
-from connector.stream.connection import Tls
 from connector.stream.credentials import Bearer
 from connector.stream.inflate import zstd
 from connector.stream.policy import Outcome
 from connector.stream.reader import Connecting, Live, ReaderEvent, Received
+from connector.stream.transport import Tls
 
 # Silence
 
@@ -48,7 +48,7 @@ async def test_a_half_open_connection_is_given_up() -> None:
         loss = await first_loss(reader(server.url, its))
         assert loss.is_stall
         assert "no answer within 0.3 s" in loss.reason
-        await server.connections[0].closed.wait()
+        await server.connections[0].gone()
 
 
 async def test_a_server_that_accepts_nothing_is_given_up() -> None:
@@ -75,7 +75,7 @@ async def test_a_stall_without_a_word_ends_the_connection() -> None:
         assert ids(seen) == ["1", "2", "3"]
         (loss,) = lost(seen)
         assert loss.is_stall
-        await server.connections[0].closed.wait()
+        await server.connections[0].gone()
 
 
 async def test_keep_alives_keep_a_silent_stream_alive() -> None:
@@ -262,7 +262,7 @@ async def test_headers_that_trickle_in_are_given_up() -> None:
     async with FaultServer.of(trickles) as server:
         loss = await first_loss(reader(server.url, its))
         assert loss.is_stall
-        await server.connections[0].closed.wait()
+        await server.connections[0].gone()
 
 
 @pytest.mark.parametrize("header", [b"X-Long: " + b"a" * (1 << 20) + b"\r\n", b"X-Many: a\r\n" * 200_000])
@@ -283,8 +283,13 @@ async def measured(url: str, coding: str = "") -> dict[str, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(MEASURE), url, coding, stdout=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(PATIENCE_S):
-        said, _ = await process.communicate()
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            said, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     assert process.returncode == 0
     return dict(line.split("=", 1) for line in said.decode().splitlines())
 
@@ -392,7 +397,7 @@ async def closed_while(server: FaultServer, is_there: Callable[[], bool]) -> Non
             await asyncio.sleep(0.01)
         reading.cancel()
         await asyncio.wait([reading])
-        await server.connections[0].closed.wait()
+        await server.connections[0].gone()
 
 
 async def test_closing_frees_the_slot_while_waiting_for_headers() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
+from dataclasses import replace
+from typing import ClassVar
 
 import aiohttp
 import httpx
 import pytest
 
 from connector import __version__
-from connector.errors import BadStatus, Disconnected, Stalled, Unreachable, WrongContent
+from connector.errors import BadStatus, Disconnected, Stalled, Unreachable, Unsendable, WrongContent
 from connector.stream.connection import HttpConnect, Opened, Target
 from connector.stream.credentials import Bearer, NoCredentials, OAuth2ClientCredentials
 from connector.stream.dialect import Call, Liveness, Response
@@ -104,6 +106,63 @@ async def test_a_query_is_added_to_the_addresss_own() -> None:
     assert upstream.requests[0].method == "GET"
     assert str(upstream.requests[0].url) == "http://upstream/s?lang=en&track=k%C3%A4fer&track=b"
     assert upstream.requests[0].content == b""
+
+
+async def test_a_query_longer_than_any_server_takes_is_not_sent() -> None:
+    """Waiting does not shorten it: only other predicates do."""
+    upstream = Upstream()
+    with pytest.raises(Unsendable, match="too long"):
+        await read(upstream, call=Call("GET", "track=" + "x" * 100_000, {}))
+    assert upstream.requests == []
+
+
+async def test_no_error_quotes_the_addresss_query() -> None:
+    """It holds predicates, and at times a key."""
+    with pytest.raises(Disconnected) as caught:
+        await read(Upstream(httpx.ReadError("bad answer from https://upstream/s?api_key=hunter2&x=1 today")))
+    assert str(caught.value) == "bad answer from https://upstream/s?… today"
+
+
+async def test_a_token_is_asked_for_in_plain(looptime) -> None:
+    """Whatever the stream is compressed by; and the token there is serves while the endpoint hangs."""
+
+    class Endpoint(httpx.AsyncBaseTransport):
+        requests: ClassVar[list[httpx.Request]] = []
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            self.requests.append(request)
+            if request.url.host == "id" and len(self.requests) > 1:
+                await asyncio.sleep(10_000)
+            body = b'{"access_token": "fresh", "token_type": "bearer", "expires_in": 3600}'
+            return httpx.Response(200, stream=Body(body), request=request)
+
+    now = 0.0
+    oauth = OAuth2ClientCredentials("https://id/token", "me", lambda: "secret")
+    where = Target(
+        url="https://upstream/", credentials=oauth, liveness=LIVENESS, response=Response(compression=["gzip"])
+    )
+    connect = HttpConnect(Endpoint)
+    for _ in range(2):
+        async with aclosing(connect(where, POST)) as chunks:
+            assert isinstance(await anext(chunks), Opened)
+        assert oauth._token is not None
+        oauth._token = replace(oauth._token, renew_at=now)  # it is due for renewal
+    assert Endpoint.requests[0].headers["accept-encoding"] == "identity"
+    asked = [
+        request.headers.get("authorization") for request in Endpoint.requests if request.url.host != "id"
+    ]
+    assert asked == ["Bearer fresh"] * 2
+    assert looptime < 33
+
+
+async def test_a_redirect_that_then_cannot_be_reached_was_a_request(looptime) -> None:
+    """So the budget keeps it."""
+    upstream = Upstream(
+        httpx.Response(307, headers={"location": "/v2"}, stream=Body()), httpx.ConnectError("refused")
+    )
+    with pytest.raises(Disconnected) as caught:
+        await read(upstream, target(url="https://upstream/"))
+    assert type(caught.value) is Disconnected
 
 
 async def test_a_cursor_in_a_header_may_be_any_text() -> None:

@@ -304,6 +304,108 @@ async def test_where_one_connection_is_allowed_a_refused_change_is_taken_back(lo
     assert story.answers()[2] == ["accepted", "applied"]
 
 
+BREAK = {**RESUMABLE, "handover": {"strategy": "break"}}
+
+
+@pytest.mark.parametrize("between", ["a", "c"])
+async def test_what_was_refused_once_may_be_asked_for_again(between: str, looptime) -> None:
+    """Access may have been granted since; each change is a new question."""
+    connections = [[OK, line(1), Hang()], [BadStatus(403)], *[[OK, line(n), Hang()] for n in (2, 3, 4)]]
+    story = Story(*connections, override=BREAK)
+    async with story.running():
+        for track in ("a", "b", between, "b"):
+            story.publish(track)
+            await asyncio.sleep(100)
+    assert story.asked() == ["a", "b", "a", *(["c"] if between == "c" else []), "b"]
+    assert story.answers()[3] == ["accepted", "applied"]
+
+
+async def test_where_all_is_refused_old_and_new_are_tried_in_turn(looptime) -> None:
+    story = Story(
+        [OK, line(1), Wait(10), Disconnected("x")],
+        *[[BadStatus(403)]] * 40,
+        override=RESUMABLE,
+        debounce=(120, 600),
+    )
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(6000)
+    assert story.asked()[:6] == ["a", "b", "a", "b", "a", "b"]
+    assert len(story.asked()) < 30, "two in ten minutes"
+
+
+async def test_a_change_that_comes_while_another_is_being_refused_is_asked_for_in_time(looptime) -> None:
+    story = Story(
+        [OK, *flow(1, 50)], [Wait(3), BadStatus(403)], [OK, lines(*range(6, 50)), Hang()], override=RESUMABLE
+    )
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(2)
+        story.publish("c")
+        await asyncio.sleep(20)
+    assert [attempt.at for attempt in story.script.attempts] == [0, 2, 5]
+    assert story.asked() == ["a", "b", "c"]
+
+
+async def test_the_cursor_of_what_was_dropped_with_a_candidate_is_dropped_too(looptime) -> None:
+    story = Story(
+        [OK, lines(1, 2), Wait(2.5), line(3), Hang()],
+        [OK, lines(4, 5), Wait(0.1), Disconnected("x")],
+        [OK, b"\r\n", Wait(2), Disconnected("y")],
+        [OK, lines(4, 5, 9), Hang()],
+        override=RESUMABLE,
+    )
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(20)
+    assert story.script.attempts[3].form["since_seq"] == "3"
+    assert story.ids() == [1, 2, 3, 4, 5, 9]
+
+
+async def test_a_refusal_shows_as_long_as_it_lasts(looptime) -> None:
+    story = Story([OK, *flow(1, 500)], [BadStatus(403)], override=RESUMABLE)
+
+    def is_refused() -> bool:
+        shown = story.subscription.lifecycle.metrics.exposition().decode()
+        return 'connector_stream_refused{stream="tech"} 1.0' in shown
+
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        assert not is_refused()
+        story.publish("b")
+        await asyncio.sleep(10)
+        assert is_refused()
+        story.publish("a")
+        await asyncio.sleep(10)
+        assert not is_refused()
+
+
+async def test_a_gap_is_told_from_the_last_byte_and_only_where_something_lived(looptime) -> None:
+    stall = Stalled("stalled: silent for 90 s", 90)
+    story = Story(
+        [OK, line(1), Wait(90), stall],
+        [OK, line(2), Wait(10), Disconnected("x")],
+        [OK, Hang()],
+        [OK, line(3), Hang()],
+        override=BREAK,
+        debounce=(150, 150),
+    )
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(101)
+        story.publish("b")
+        await asyncio.sleep(300)
+    gaps = [(gap.data["from"][14:19], gap.data["to"][14:19]) for gap in story.events("stream.gap")]
+    assert gaps == [("00:00", "01:30"), ("01:40", "04:10")]
+
+
 async def test_credentials_that_are_refused_are_not_asked_with_twice(looptime) -> None:
     """There is nothing that was in force to go back to."""
     story = Story([OK, line(1), Wait(40)], [BadStatus(401)], [Hang()])

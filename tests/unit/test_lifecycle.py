@@ -89,17 +89,22 @@ def test_attempts_are_told_once_until_a_connection_lives(told):
     assert [attempt(), attempt()] == [both, []]
 
 
-def test_a_refusal_shows_until_a_connection_lives_or_fails_otherwise(told):
-    def is_refused() -> bool:
-        return told.counted("connector_stream_refused", stream="tech") == 1
+def test_the_state_is_shown(told):
+    told.lifecycle.state(is_live=True, is_refused=True)
+    assert told.counted("connector_stream_refused", stream="tech") == 1
+    assert told.counted("connector_stream_live", stream="tech") == 1
+    told.lifecycle.state(is_live=False, is_refused=False)
+    assert told.counted("connector_stream_refused", stream="tech") == 0
+    assert told.counted("connector_stream_live", stream="tech") == 0
 
-    told.lose(Outcome.REFUSED)
-    assert is_refused()
-    told.lose(Outcome.HTTP)
-    assert not is_refused()
-    told.lose(Outcome.REFUSED)
-    told.lifecycle.live(told.side)
-    assert not is_refused()
+
+def test_a_gap_begins_with_the_last_byte_of_the_connection_lost_first(told):
+    told.lifecycle.dark(100.0, "stalled", 90.0)
+    told.wall += 5
+    told.lifecycle.dark(105.0, "another reason")
+    details, (gap,) = told.lifecycle.in_force(105.0, told.side, {})
+    assert details["without_connection_s"] == 5
+    assert (gap.data["from"], gap.data["reason"]) == ("2027-01-15T07:58:30.000Z", "stalled")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connector.model import Status
+from connector.delivery.records import of_event
+from connector.model import Event, Status
 from connector.stream import dialect
 from connector.stream.messages import Decoder, Malformed, Messages, Notice
 from connector.stream.sse import SseEvent
@@ -161,6 +162,13 @@ def test_notices_are_neither_statuses_nor_dead_letters():
     assert messages.notices == [Notice("limit", {"track": 5}), Notice("delete", {"status": {"id": 7}})]
 
 
+@pytest.mark.parametrize("levels", [240, 246, 250, 254, 300])
+def test_a_notice_nested_too_deeply_for_an_event_is_text(levels):
+    (notice,) = TWITTER.decode([b'{"warning":' + b"[" * levels + b"]" * levels + b"}"]).notices
+    event = Event("notice.received", "tech", {"notice": notice.kind, "message": notice.message})
+    assert of_event("events", "/x", "1", 0.0, event).value
+
+
 @pytest.mark.parametrize(
     ("told", "beginning"),
     [
@@ -204,7 +212,7 @@ def test_cursors_of_events_count_good_statuses_alone():
     assert len(messages.malformed) == 2
 
 
-@pytest.mark.parametrize("cursor", ["a\r\nx: y", "a\nb", "a\0b", "x" * 9000])
+@pytest.mark.parametrize("cursor", ["a\r\nx: y", "a\nb", "a\0b", "\x01", "a\x7f", "x" * 9000])
 def test_a_cursor_that_cannot_be_sent_back_is_none(cursor):
     """What is resumed from then is the one before: that repeats, and loses nothing."""
     messages, _ = EVENTS.decode_events([event(1, last_id=cursor)], None)

@@ -13,6 +13,13 @@ from connector.stream.overlap import Overlap
 BODY = b"{}"
 
 
+def overlapping() -> Overlap:
+    """Return an overlap whose new connection has asked."""
+    overlap = Overlap()
+    overlap.asked()
+    return overlap
+
+
 def statuses(*numbers: int) -> list[Status]:
     return [Status(str(number), BODY) for number in numbers]
 
@@ -26,7 +33,7 @@ def test_one_sequence_comes_of_any_interleaving(data):
     """An upstream of `total` statuses: the old connection gives 0… , the new one all from `switch` on."""
     total = data.draw(st.integers(1, 25), "total")
     switch = data.draw(st.integers(0, total), "switch")
-    overlap, out = Overlap(), list[int]()
+    overlap, out = overlapping(), list[int]()
     old_at, new_at, met = 0, switch, False
     while not met and data.draw(st.booleans(), "goes on") and (old_at < total or new_at < total):
         if data.draw(st.booleans(), "old") and old_at < total:
@@ -62,7 +69,7 @@ def test_nothing_is_lost_or_doubled_when_the_new_connection_is_lost_and_comes_ag
     """Without a cursor: what the lost one brought goes out at once, and the old one goes on."""
     total = data.draw(st.integers(1, 25), "total")
     old_at = data.draw(st.integers(0, total), "brought by the old one before")
-    overlap, out = Overlap(), list[int]()
+    overlap, out = overlapping(), list[int]()
     out += numbers(overlap.old(statuses(*range(old_at)))[0])
     begin = 0  # the upstream goes on meanwhile, so a later connection begins later
     for _ in range(data.draw(st.integers(1, 3), "lost connections")):
@@ -87,7 +94,7 @@ def test_nothing_is_lost_or_doubled_when_the_new_connection_is_lost_and_comes_ag
 @given(st.integers(0, 10), st.integers(0, 10), st.integers(0, 10))
 def test_what_is_discarded_comes_again(before, held, more):
     """With a cursor: the next attempt resumes after the last status that the old one delivered."""
-    overlap = Overlap()
+    overlap = overlapping()
     out = numbers(overlap.old(statuses(*range(before)))[0])
     overlap.hold(statuses(*range(before, before + held)))
     overlap.discard()
@@ -102,7 +109,7 @@ def test_what_is_discarded_comes_again(before, held, more):
 
 
 def test_where_the_two_meet_the_new_one_goes_on():
-    overlap = Overlap()
+    overlap = overlapping()
     assert overlap.old(statuses(1, 2, 3)) == (statuses(1, 2, 3), False)
     overlap.hold(statuses(3, 4, 5, 6))
     assert overlap.old(statuses(4, 5)) == ([], True)
@@ -111,7 +118,7 @@ def test_where_the_two_meet_the_new_one_goes_on():
 
 
 def test_a_meeting_in_the_middle_of_a_chunk_cuts_it_there():
-    overlap = Overlap()
+    overlap = overlapping()
     overlap.hold(statuses(5, 6))
     fresh, met = overlap.old(statuses(3, 4, 5, 6, 7))
     assert met
@@ -120,7 +127,7 @@ def test_a_meeting_in_the_middle_of_a_chunk_cuts_it_there():
 
 
 def test_a_new_connection_that_lags_behind_repeats_nothing():
-    overlap = Overlap()
+    overlap = overlapping()
     overlap.old(statuses(1, 2, 3, 4))
     assert overlap.release() == []
     assert overlap.fresh(statuses(3, 4, 5)) == statuses(5)
@@ -129,7 +136,7 @@ def test_a_new_connection_that_lags_behind_repeats_nothing():
 
 
 def test_what_a_lost_connection_brought_is_not_brought_again_by_the_old_one():
-    overlap = Overlap()
+    overlap = overlapping()
     overlap.old(statuses(1, 2))
     overlap.hold(statuses(4, 5))
     assert overlap.release() == statuses(4, 5)
@@ -138,17 +145,17 @@ def test_what_a_lost_connection_brought_is_not_brought_again_by_the_old_one():
 
 
 def test_while_only_one_connection_lives_statuses_pass_untouched():
-    overlap = Overlap()
+    overlap = overlapping()
     some = statuses(1, 2, 3)
     fresh, met = overlap.old(some)
     assert fresh is some
     assert not met
-    assert Overlap().fresh(some) is some
+    assert overlapping().fresh(some) is some
     assert overlap.suppressed == 0
 
 
 def test_what_is_held_is_weighed():
-    overlap = Overlap()
+    overlap = overlapping()
     assert overlap.held_bytes == 0
     overlap.hold([Status("1", b"x" * 10), Status("2", b"x" * 5)])
     overlap.hold([Status("3", b"x")])
@@ -159,7 +166,7 @@ def test_what_is_held_is_weighed():
 
 def test_a_pause_gives_the_old_connection_its_time_back():
     """What it brought meanwhile is still to come: neither limit may have passed by waiting."""
-    overlap = Overlap()
+    overlap = overlapping()
     overlap.begin(100)
     assert overlap.drained_at(1, 5) == 101
     overlap.paused(102, 110)
@@ -170,8 +177,20 @@ def test_a_pause_gives_the_old_connection_its_time_back():
 
 
 def test_ids_are_forgotten_in_time():
-    overlap = Overlap()
+    overlap = overlapping()
     assert overlap.forget_at is None
     overlap.linger(100)
     assert overlap.forget_at == 160
     assert overlap.after().forget_at is None
+
+
+def test_nothing_is_remembered_while_the_new_connection_waits():
+    """Refused, it may wait for hours; what the old one brings then cannot come over it."""
+    overlap = Overlap()
+    overlap.old([Status("1", b"{}")])
+    overlap.asked()
+    overlap.old([Status("2", b"{}")])
+    assert overlap.fresh([Status("1", b"{}"), Status("2", b"{}")]) == [Status("1", b"{}")]
+    overlap.lost()
+    overlap.old([Status(str(number), b"{}") for number in range(1000)])
+    assert not overlap._from_old

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connector.errors import (
-    AddressRefused,
     BadStatus,
     Disconnected,
     EndedByServer,
     FramingLost,
     Stalled,
     Unreachable,
+    Unsendable,
     WrongContent,
 )
 from connector.stream import dialect
@@ -44,7 +44,7 @@ NOW = 1_800_000_000.0
         (EndedByServer("x"), Outcome.ENDED),
         (EndedByServer("x", "7"), Outcome.ENDED),
         (EndedByServer("x", "6"), Outcome.REFUSED),
-        (AddressRefused("169.254.169.254"), Outcome.REFUSED),
+        (Unsendable("169.254.169.254"), Outcome.REFUSED),
         (WrongContent("json", is_declared=True), Outcome.REFUSED),
         (WrongContent("html", is_declared=False), Outcome.HTTP),
         *((BadStatus(status), Outcome.RATE_LIMITED) for status in (420, 429)),

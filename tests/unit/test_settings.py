@@ -338,6 +338,12 @@ def test_each_kind_of_credentials_can_be_configured(config):
         assert SECRET not in repr(settings.streams["tech"].auth.credentials())
 
 
+@pytest.mark.parametrize("user", ["do%3Amain:pw", "us%E2%82%ACr:pw", "user:p%E2%82%AC"])
+def test_a_proxys_user_is_one_that_can_be_sent(config, user):
+    with pytest.raises(ConfigurationError, match=r"tech\.proxy"):
+        load(config(with_stream(proxy=f"http://{user}@proxy:3128")))
+
+
 def test_a_proxys_password_is_not_shown(config):
     settings = load(config(with_stream(proxy=f"http://user:{SECRET}@proxy:3128")))
     assert SECRET not in repr(settings)

@@ -14,6 +14,7 @@ LINK_LOCAL = [
     "fe80::1",
     "fe80::1%eth0",
     "::ffff:169.254.169.254",
+    "64:ff9b::a9fe:a9fe",
     "fd00:ec2::254",
     "168.63.129.16",
     "100.100.100.200",
@@ -27,7 +28,9 @@ def test_addresses_where_clouds_keep_credentials(address):
     assert is_link_local(address)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "10.0.0.1", "192.168.1.1", "8.8.8.8", "fd00::1"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "::1", "10.0.0.1", "192.168.1.1", "8.8.8.8", "fd00::1", "64:ff9b::808:808"]
+)
 def test_other_addresses_private_ones_too(address):
     """Upstreams within a cluster are upstreams as well."""
     assert not is_link_local(address)

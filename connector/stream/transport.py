@@ -1,0 +1,145 @@
+"""The network under a connection: sockets, TLS and aiohttp, as httpx takes them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+from httpx_aiohttp.transport import AiohttpResponseStream
+
+from connector.errors import Unreachable
+from connector.stream.sockets import Sockets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """How TLS peers prove themselves; files are read anew at each connection.
+
+    Attributes:
+        ca_file: certificates that vouch for the upstream, in place of the public ones.
+        certificate_file: the client's own certificate.
+        key_file: its key, where that is a file of its own.
+    """
+
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Return a context for one connection.
+
+        Raises:
+            OSError: a file cannot be read, or holds something else.
+        """
+        if self.ca_file is None:
+            context = httpx.create_ssl_context(trust_env=False)
+        else:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        if self.certificate_file is not None:
+            context.load_cert_chain(self.certificate_file, self.key_file)
+        return context
+
+    def fingerprint(self) -> object:
+        """Return what changes whenever one of the files does."""
+        files = (self.ca_file, self.certificate_file, self.key_file)
+        return tuple(file and _changed_at(file) for file in files)
+
+
+async def network(tls: Tls, proxy: str | None, sockets: Sockets) -> httpx.AsyncBaseTransport:
+    """Return what carries one connection, and is closed with it.
+
+    Raises:
+        Unreachable: certificates cannot be read.
+    """
+    try:
+        # Hundreds of certificates are parsed: not on the loop that reads other streams.
+        context = await asyncio.to_thread(tls.context)
+    except OSError as error:
+        raise Unreachable(f"no TLS: {error}") from error
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            ssl=context, use_dns_cache=False, force_close=True, socket_factory=sockets
+        ),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers={"User-Agent", "Accept", "Content-Type"},
+    )
+    # It would repeat a GET whose server hangs up, unseen by every back-off and budget.
+    session._retry_connection = False  # noqa: SLF001 (there is no public switch)
+    # Its parser is in C: three times as many chunks per second as httpx's own.
+    return _Transport(
+        verify=context,
+        trust_env=False,
+        proxy=None if proxy is None else httpx.Proxy(proxy),
+        client=session,
+    )
+
+
+class _Transport(AiohttpTransport):
+    """aiohttp underneath, with bodies that are handed out to the last byte that came."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        assert isinstance(response.stream, AiohttpResponseStream)
+        response.stream = _Body(response.stream)
+        return response
+
+
+class _Body(httpx.AsyncByteStream):
+    """A body that breaks off only after all that came of it.
+
+    aiohttp's reader raises as soon as a connection fails, and forgets what it had and nobody had read yet:
+    whole statuses, where the outbox was full for a moment.
+    """
+
+    def __init__(self, stream: AiohttpResponseStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._stream:
+                yield chunk
+        except httpx.HTTPError:
+            content = self._stream._aiohttp_response.content  # noqa: SLF001 (there is no public way to it)
+            if rest := content._read_nowait(-1):  # noqa: SLF001 (the public ones raise what was raised)
+                yield rest
+            raise
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def said(error: Exception) -> str:
+    """Return what an error says, in one line, without the predicates or secrets of an address's query."""
+    text = f"{error.status} {error.message}" if isinstance(error, aiohttp.ClientResponseError) else str(error)
+    return " ".join(re.sub(r"\?\S*", "?…", text).split())[:300] or type(error).__name__
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Whether the failure came before the upstream saw a request."""
+    cause = error.__cause__ or error  # httpx-aiohttp calls a server that hangs up a ConnectTimeout
+    return isinstance(
+        cause,
+        (
+            aiohttp.ClientConnectorError,
+            aiohttp.ConnectionTimeoutError,
+            aiohttp.ClientHttpProxyError,
+            httpx.ConnectError,
+            httpx.ConnectTimeout,
+            httpx.ProxyError,
+        ),
+    )
+
+
+def _changed_at(file: Path) -> object:
+    try:
+        stat = file.stat()
+    except OSError:
+        return "unreadable"
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
