@@ -17,6 +17,7 @@ from harness import (
     STREAM,
     Connector,
     Kafka,
+    ScriptedUpstream,
     Upstream,
     await_complete,
     clean_environment,
@@ -263,3 +264,20 @@ def test_a_publisher_puts_waits_looks_and_takes_back(kafka: Kafka, tmp_path: Pat
         eventually(lambda: upstream.connections()[-1]["closed_at"], "the stream stopped")
         assert json.loads(predicates("get", STREAM).stdout)["by_key"] == {}
         assert connector.stop()[0] == 0
+
+
+def test_sigterm_during_a_long_wait_ends_at_once(kafka: Kafka, tmp_path: Path) -> None:
+    """An upstream may ask to wait for minutes; nobody else has to."""
+    busy = b"HTTP/1.1 503 Busy\r\nRetry-After: 320\r\nContent-Length: 0\r\n\r\n"
+    with (
+        ScriptedUpstream([busy]) as upstream,
+        Connector(tmp_path, kafka, {STREAM: stream(upstream.url)}) as connector,
+    ):
+        connector.create_topics().start()
+        kafka.publish(STREAM, {"track": ["kafka"]})
+        (lost,) = eventually(lambda: kafka.events("connection.disconnected"), "told to wait")
+        assert (lost["code"], lost["retry_in_s"]) == ("503", 320)
+        code, seconds = connector.stop()
+        assert code == 0
+        assert seconds < 10
+        assert len(upstream.requests) == 1
