@@ -320,3 +320,28 @@ def test_a_crash_loop_stays_within_the_upstreams_budget(kafka: Kafka, tmp_path: 
         assert opened[2] - opened[0] > 19
         await_complete(kafka, upstream)
         assert connector.stop()[0] == 0
+
+
+def test_server_sent_events_are_resumed_after_a_restart(kafka: Kafka, tmp_path: Path) -> None:
+    """By the id of the last one, also where that came without data."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+    first = [head, b'id: a\ndata: {"id":1}\n\n', b'id: b\ndata: {"id":"2"}\n\nid: c\n\n']
+    with ScriptedUpstream(first, [head, b'id: d\ndata: {"id":3}\n\n']) as upstream:
+        settings = stream(upstream.url, override={}, dialect="sse")
+        with Connector(tmp_path, kafka, {STREAM: settings}) as connector:
+            connector.create_topics().start()
+            kafka.publish(STREAM, {"track": ["kafka"]})
+            eventually(lambda: len(kafka.delivered()) == 2, "both")
+            connector.stop()
+            connector.start()
+            eventually(lambda: len(kafka.delivered()) == 3, "what came after them")
+            connector.stop(signal.SIGKILL)
+    delivered = sorted(kafka.delivered(), key=lambda one: one.seq)
+    assert [(one.key, one.value) for one in delivered] == [
+        ("1", b'{"id":1}'),
+        ("2", b'{"id":"2"}'),
+        ("3", b'{"id":3}'),
+    ]
+    assert b"GET /1.1/statuses/filter.json?track=kafka HTTP/1.1" in upstream.requests[0]
+    assert b"last-event-id" not in upstream.requests[0].lower()
+    assert b"\r\nlast-event-id: c\r\n" in upstream.requests[1].lower()
