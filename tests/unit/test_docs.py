@@ -41,3 +41,20 @@ def test_the_example_is_a_configuration(tmp_path):
 @pytest.mark.parametrize("kind", ["none", "bearer", "basic", "api_key", "oauth1", "oauth2"])
 def test_every_kind_of_credentials_is_named(kind):
     assert f"| `{kind}` |" in READER
+
+
+def test_every_reason_for_a_rejection_is_explained():
+    source = "".join(path.read_text("utf-8") for path in (DOCS.parent / "connector").rglob("*.py"))
+    reasons = set(re.findall(r'PredicatesRejected\("(\w+)"', source))
+    assert len(reasons) > 10
+    explained = (DOCS / "predicates.md").read_text("utf-8")
+    assert {reason for reason in reasons if f"`{reason}`" not in explained} == set()
+
+
+def test_every_answer_is_explained():
+    source = (DOCS.parent / "connector" / "control" / "answers.py").read_text("utf-8")
+    source += (DOCS.parent / "connector" / "supervisor.py").read_text("utf-8")
+    answers = set(re.findall(r'_event\("(\w+)"', source)) | set(re.findall(r'"predicates\.(\w+)"', source))
+    explained = (DOCS / "predicates.md").read_text("utf-8")
+    assert answers >= {"accepted", "applied", "rejected"}
+    assert {one for one in answers if f"`predicates.{one}`" not in explained} == set()
