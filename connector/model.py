@@ -13,6 +13,9 @@ import orjson
 StreamId = str
 """A stream's name in the configuration, and the first part of its control keys."""
 
+MOVED_FROM = "moved-from"
+"""Header of a control record that was moved: ``<partition>/<offset>`` where its publisher put it."""
+
 
 class Status(NamedTuple):
     """One status: *id* becomes the record's key; *body* is byte for byte what the upstream sent."""
@@ -65,12 +68,18 @@ class PredicateSet:
 
 
 class ControlRecord(NamedTuple):
-    """A record of the control topic, as consumed. *value* None removes the key's contribution."""
+    """A record of the control topic, as consumed.
+
+    Attributes:
+        value: None removes the key's contribution.
+        published: (partition, offset) where its publisher put it, if it was moved from there.
+    """
 
     partition: int
     offset: int
     key: bytes | None
     value: bytes | None
+    published: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

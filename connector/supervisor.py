@@ -335,4 +335,4 @@ class Supervisor:
 
 def _change(record: ControlRecord) -> Change:
     key = (record.key or b"").decode(errors="backslashreplace")
-    return Change(key, record.partition, record.offset)
+    return Change(key, record.partition, record.offset, record.published)

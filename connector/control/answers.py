@@ -14,15 +14,22 @@ from connector.model import Event, StreamId
 
 
 class Change(NamedTuple):
-    """A control record with a place in its stream's predicates."""
+    """A control record with a place in its stream's predicates.
+
+    Attributes:
+        offset: where it is; what counts for what has been applied.
+        published: (partition, offset) where its publisher put it, if it was moved from there.
+    """
 
     key: str
     partition: int
     offset: int
+    published: tuple[int, int] | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """Return it in the shape that events carry."""
-        return {"key": self.key, "partition": self.partition, "offset": self.offset}
+        """Return it in the shape that events carry: by the place its publisher knows."""
+        partition, offset = self.published or (self.partition, self.offset)
+        return {"key": self.key, "partition": partition, "offset": offset}
 
 
 @dataclass(slots=True)
@@ -58,7 +65,7 @@ class Answers:
         """Forget waiting changes of the same key: the newer record says what its publisher wants."""
         gone = [one for one in self.waiting if one.key == by.key]
         self.waiting = [one for one in self.waiting if one.key != by.key]
-        return [self._event("superseded", one, {"by": by.offset}) for one in gone]
+        return [self._event("superseded", one, {"by": by.as_dict()["offset"]}) for one in gone]
 
     def applied(
         self, carried: Sequence[Change], data: Mapping[str, object]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from connector.model import StreamId
+import re
+from collections.abc import Iterable
+
+from connector.model import MOVED_FROM, StreamId
 
 _MASK = 0xFFFFFFFF
 _M = 0x5BD1E995
@@ -16,6 +19,15 @@ def home(stream: StreamId, partitions: int) -> int:
     otherwise, and ``<stream>/<publisher>`` keys hash elsewhere, so records are rerouted here.
     """
     return (murmur2(stream.encode()) & 0x7FFFFFFF) % partitions
+
+
+def published(headers: Iterable[tuple[str, object]]) -> tuple[int, int] | None:
+    """Return where a record was published, from its *headers*, if it was moved from there."""
+    for name, value in headers:
+        if name == MOVED_FROM and isinstance(value, bytes) and re.fullmatch(rb"\d{1,9}/\d{1,18}", value):
+            partition, offset = value.split(b"/")
+            return int(partition), int(offset)
+    return None
 
 
 def murmur2(data: bytes) -> int:

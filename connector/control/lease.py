@@ -21,6 +21,7 @@ import structlog
 from confluent_kafka import OFFSET_BEGINNING as BEGINNING
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from connector.control import home
 from connector.model import ControlRecord, Grant, Tenure
 
 log = structlog.get_logger("connector.lease")
@@ -171,7 +172,10 @@ class Lease:
             if error is None:
                 assert partition is not None
                 assert offset is not None
-                records.append(ControlRecord(partition, offset, message.key(), message.value()))
+                headers = message.headers() or []
+                assert isinstance(headers, list)
+                published = home.published(headers)
+                records.append(ControlRecord(partition, offset, message.key(), message.value(), published))
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (the library's public name for it)
                 if records:
                     self._tell(Read(records))

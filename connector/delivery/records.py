@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import orjson
 
-from connector.model import DeadLetter, Event, Status
+from connector.model import MOVED_FROM, ControlRecord, DeadLetter, Event, Status
 
 Headers = list[tuple[str, str | bytes | None]]
 
@@ -86,3 +86,9 @@ def of_dead_letter(topic: str, letter: DeadLetter) -> Record:
 def of_position(topic: str, partition: int, stream: str, encoded: bytes) -> Record:
     """Return a position's record, in the partition that mirrors the stream's home."""
     return Record(topic, encoded, stream, [], partition)
+
+
+def of_move(topic: str, moved: ControlRecord, partition: int) -> Record:
+    """Return a control record for its stream's home, which says where its publisher put it."""
+    origin, offset = moved.published or (moved.partition, moved.offset)
+    return Record(topic, moved.value, moved.key, [(MOVED_FROM, b"%d/%d" % (origin, offset))], partition)

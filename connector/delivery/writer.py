@@ -332,7 +332,7 @@ class Writer:
             for letter in entry.dead_letters:
                 yield records.of_dead_letter(self.topics.dlq, letter)
             for moved, partition in entry.moves:
-                yield Record(self.topics.predicates, moved.value, moved.key, [], partition)
+                yield records.of_move(self.topics.predicates, moved, partition)
         for (partition, _), ledger in batch.ledgers.items():
             for stream in batch.moved & ledger.positions.keys():
                 encoded = positions.encode(ledger.positions[stream])

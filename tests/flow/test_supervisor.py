@@ -389,6 +389,18 @@ async def test_a_record_in_a_foreign_partition_is_moved_home() -> None:
     ]
 
 
+async def test_a_moved_record_is_answered_where_it_was_published() -> None:
+    moved = record(4, "tech/ops", "kafka")._replace(published=(ELSEWHERE, 7))
+    async with running(LIVE) as replica:
+        await replica.own(moved)
+        await asyncio.sleep(5)
+    places = {(one.data["partition"], one.data["offset"]) for one in replica.sink.events("predicates.")}
+    assert places == {(ELSEWHERE, 7)}
+    handled = [entry.handled for entry in replica.sink.entries if entry.handled is not None]
+    assert handled == [5], "what counts for the group is where it is"
+    assert replica.sink.entries[-1].applied == 4
+
+
 async def test_records_of_partitions_that_are_not_ours_are_left_alone() -> None:
     async with running() as replica:
         await replica.lease.tell(Read([record(0, "tech", "kafka")]), CaughtUp(HOME))

@@ -233,7 +233,7 @@ def test_a_malformed_status_goes_to_the_dead_letter_topic_and_the_stream_goes_on
 
 
 def test_other_clients_partitioners_reach_the_stream_all_the_same(kafka: Kafka, tmp_path: Path) -> None:
-    """A record in a partition that is not its stream's home is moved there, once, and answered there."""
+    """A record elsewhere than at its home is moved there, once; its answers name where it was published."""
     with (
         Upstream("--rate", "100") as upstream,
         Connector(tmp_path, kafka, {STREAM: stream(upstream.url, override=RESUME)}) as connector,
@@ -251,6 +251,10 @@ def test_other_clients_partitioners_reach_the_stream_all_the_same(kafka: Kafka, 
         eventually(lambda: upstream.connections()[-1]["closed_at"] is None, "connected again")
         await_complete(kafka, upstream)
         assert len(kafka.events("predicates.rerouted")) == 5
+        applied = {
+            (one["key"], one["partition"], one["offset"]) for one in kafka.events("predicates.applied")
+        }
+        assert applied == {(f"{STREAM}/p{partition}", partition, 0) for partition in range(6)}
         expected = ",".join(sorted(["kafka", *(f"word{partition}" for partition in range(6))]))
         assert upstream.connections()[-1]["track"] == expected
 

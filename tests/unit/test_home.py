@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connector.control.home import home, murmur2
+from connector.control.home import home, murmur2, published
+from connector.delivery.records import of_move
+from connector.model import ControlRecord
 
 VECTORS = {
     b"21": -973932308,
@@ -45,3 +47,31 @@ def test_every_stream_has_one_home_among_the_partitions(stream, partitions):
 
 def test_streams_are_spread_over_the_partitions():
     assert {home(f"stream-{number}", 6) for number in range(60)} == set(range(6))
+
+
+@pytest.mark.parametrize(
+    ("headers", "place"),
+    [
+        ([], None),
+        ([("moved-from", b"3/17")], (3, 17)),
+        ([("other", b"1/1"), ("moved-from", b"0/0")], (0, 0)),
+        ([("moved-from", None)], None),
+        ([("moved-from", b"")], None),
+        ([("moved-from", b"3")], None),
+        ([("moved-from", b"-3/1")], None),
+        ([("moved-from", b"3/1 ")], None),
+        ([("moved-from", b"3/" + b"9" * 5000)], None),
+    ],
+)
+def test_a_moved_record_says_where_it_was_published(headers, place):
+    """Anybody may write such a header: what it says is read, or not, and nothing breaks."""
+    assert published(headers) == place
+
+
+def test_a_record_that_is_moved_twice_says_where_it_was_first():
+    """Partitions may be added, and move a stream's home."""
+    first = of_move("predicates", ControlRecord(3, 17, b"tech", b"{}"), 0)
+    place = published(first.headers)
+    again = of_move("predicates", ControlRecord(0, 5, b"tech", b"{}", place), 1)
+    assert published(again.headers) == (3, 17)
+    assert (again.partition, again.key, again.value) == (1, b"tech", b"{}")
