@@ -120,8 +120,8 @@ def put(
     wanted: dict[str, list[str]] = {}
     for term in terms:
         name, equals, value = term.partition("=")
-        if not equals:
-            typer.echo(f"{term!r}: expected NAME=VALUE", err=True)
+        if not equals or not _is_text(term):
+            typer.echo(f"{term!r}: expected NAME=VALUE in UTF-8", err=True)
             raise typer.Exit(EXIT_CONFIGURATION)
         wanted.setdefault(name, []).append(value)
     _publish(config, stream, publisher, wanted, timeout, is_waiting=wait)
@@ -151,7 +151,7 @@ def get(stream: Stream, config: Config = None) -> None:
     settings, limits = _limits(config, stream)
     contributions = Contributions()
     with _kafka_errors(settings):
-        records = _publisher(settings).records()
+        records = _publisher(settings).records(stream)
     for record in records:
         try:
             if stream_of(record.key) == stream:
@@ -257,6 +257,9 @@ def _publish(
     from connector.errors import PredicatesRejected
 
     settings, limits = _limits(config, stream)
+    if not _is_text(publisher):
+        typer.echo(f"--as {publisher!r}: expected UTF-8", err=True)
+        raise typer.Exit(EXIT_CONFIGURATION)
     value = None if wanted is None else orjson.dumps(wanted)
     try:
         if value is not None:
@@ -275,6 +278,15 @@ def _publish(
             raise typer.Exit(_awaited(answers, partition, offset, timeout_s))
 
 
+def _is_text(argument: str) -> bool:
+    """Whether an argument is UTF-8; what is not comes with lone surrogates."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _awaited(
     answers: Generator[dict[str, Any] | None, None, None],
     partition: int,
@@ -284,10 +296,8 @@ def _awaited(
     """Print the answers to one record until the last of them; return the exit code."""
     give_up_at = math.inf if timeout_s is None else time.monotonic() + timeout_s
     for answer in answers:
-        if answer is not None:
-            data = answer["data"]
-            if (data.get("partition"), data.get("offset")) != (partition, offset):
-                continue
+        data = {} if answer is None else answer["data"]
+        if answer is not None and (data.get("partition"), data.get("offset")) == (partition, offset):
             _tell(answer)
             match answer["type"]:
                 case "predicates.applied" | "predicates.unchanged":

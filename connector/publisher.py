@@ -55,17 +55,19 @@ class Publisher:
         assert offset is not None
         return partition, offset
 
-    def records(self) -> list[ControlRecord]:
-        """Return what the control topic holds, oldest first within each partition.
+    def records(self, stream: StreamId) -> list[ControlRecord]:
+        """Return what *stream*'s home on the control topic holds, oldest first.
+
+        Its home alone: what is found elsewhere counts from when it was moved there, and the original stays.
 
         Raises:
             KafkaException: Kafka did not answer in time.
         """
         consumer = self._consumer()
         try:
-            count = self._partitions(consumer, self._topics.predicates)
-            consumer.assign([TopicPartition(self._topics.predicates, n, 0) for n in range(count)])
-            return list(self._until_end(consumer, count))
+            partition = home(stream, self._partitions(consumer, self._topics.predicates))
+            consumer.assign([TopicPartition(self._topics.predicates, partition, 0)])
+            return list(self._until_end(consumer))
         finally:
             consumer.close()
 
@@ -93,10 +95,9 @@ class Publisher:
         finally:
             consumer.close()
 
-    def _until_end(self, consumer: Consumer, partitions: int) -> Iterator[ControlRecord]:
+    def _until_end(self, consumer: Consumer) -> Iterator[ControlRecord]:
         give_up_at = time.monotonic() + _TIMEOUT_S
-        ended: set[int] = set()
-        while len(ended) < partitions:
+        while True:
             message = consumer.poll(_POLL_S)
             if message is None:
                 if time.monotonic() > give_up_at:
@@ -112,7 +113,7 @@ class Publisher:
                 assert not isinstance(value, str)
                 yield ControlRecord(number, offset, key, value)
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (its public name)
-                ended.add(number)
+                return
             else:
                 raise KafkaException(error)
 
@@ -130,10 +131,11 @@ class Publisher:
 
     @staticmethod
     def _partitions(client: Producer | Consumer, topic: str) -> int:
-        found = client.list_topics(topic, timeout=_TIMEOUT_S).topics[topic]
-        if found.error is not None:
-            raise KafkaException(found.error)
-        return len(found.partitions)
+        # All of them: asking for one by name creates it where brokers create what is missing.
+        found = client.list_topics(timeout=_TIMEOUT_S).topics
+        if topic not in found:
+            raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"there is no topic {topic!r}"))
+        return len(found[topic].partitions)
 
 
 def _answer(message: Message) -> dict[str, Any] | None:

@@ -35,6 +35,7 @@ class Side:
     trouble: str | None = None  # why it was lost last
     told: set[str] = field(default_factory=set)  # events of attempts since it lived last
     discarded: set[str] = field(default_factory=set)  # reasons told on this connection
+    proof: object = None  # of identity, by which it asked
     is_refused: bool = False  # waits for something else to ask for
     task: asyncio.Task[None] | None = None
 

@@ -255,8 +255,8 @@ class Subscription:
         Unless the upstream refused just that: what was in force goes on then, and the newest is due again,
         where another attempt does not cost a connection that lives.
         """
-        proof, newest = side.reader.target.fingerprint(), self._wanted.newest
-        asked = self._wanted.ask(proof) if side is self._active else newest
+        side.proof, newest = side.reader.target.fingerprint(), self._wanted.newest
+        asked = self._wanted.ask(side.proof) if side is self._active else newest
         side.asked = Ask(asked, self.outlet.cursor)
         side.carried = tuple(self._answers.waiting) if asked == newest else ()
         self.debounce.restarted(self._now())
@@ -336,10 +336,8 @@ class Subscription:
         self.outlet.tell(self.lifecycle.lost(side, event))
         side.is_refused = event.outcome is Outcome.REFUSED
         was_live, side.live, side.trouble = side.live, False, event.reason
-        if side.is_refused:
-            proof = side.reader.target.fingerprint()
-            if self._wanted.refused(side.asked.predicates, proof) and not is_candidate:
-                side.wake()  # what was in force before is asked for again
+        if side.is_refused and self._wanted.refused(side.asked.predicates, side.proof) and not is_candidate:
+            side.wake()  # what was in force before is asked for again
         self._wake.set()
         if is_candidate:
             self._signal(Signal.CANDIDATE_LOST)

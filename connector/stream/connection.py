@@ -176,7 +176,8 @@ async def _answer(client: httpx.AsyncClient, target: Target, call: Call) -> http
             if hop == 0:
                 raise
             raise Disconnected(said(error)) from error  # not unreachable: it has answered before
-        if response.status_code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
+        is_proxys = target.proxy is not None and hop == 0
+        if response.status_code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED and is_proxys:
             await response.aclose()
             raise Unreachable("the proxy answered 407: it wants credentials")
         if response.status_code == httpx.codes.OK:
@@ -265,7 +266,8 @@ def _redirected(response: httpx.Response, method: str, origin: httpx.URL) -> htt
         return None
     try:
         url = response.request.url.join(location)
-        where = f"{url.scheme}://{url.host}:{url.port or ''}{url.path}".replace(":/", "/", 2)[:200]
+        port = f":{url.port}" if url.port else ""
+        where = f"{url.scheme}://{url.host}{port}{url.path}"[:200]
     except (httpx.InvalidURL, ValueError):
         raise BadStatus(response.status_code, "a redirect to nowhere") from None
     same = (url.scheme, url.host, url.port) == (origin.scheme, origin.host, origin.port)

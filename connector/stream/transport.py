@@ -11,6 +11,7 @@ from pathlib import Path
 
 import aiohttp
 import httpx
+from aiohttp.connector import Connection
 from httpx_aiohttp import AiohttpTransport
 from httpx_aiohttp.transport import AiohttpResponseStream
 
@@ -69,6 +70,7 @@ async def network(tls: Tls, proxy: str | None, sockets: Sockets) -> httpx.AsyncB
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers={"User-Agent", "Accept", "Content-Type"},
+        response_class=_Answer,
     )
     # It would repeat a GET whose server hangs up, unseen by every back-off and budget.
     session._retry_connection = False  # noqa: SLF001 (there is no public switch)
@@ -79,6 +81,15 @@ async def network(tls: Tls, proxy: str | None, sockets: Sockets) -> httpx.AsyncB
         proxy=None if proxy is None else httpx.Proxy(proxy),
         client=session,
     )
+
+
+class _Answer(aiohttp.ClientResponse):
+    """An answer without its reason phrase: httpx-aiohttp fails on one that is no UTF-8."""
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        await super().start(connection)
+        self.reason = None
+        return self
 
 
 class _Transport(AiohttpTransport):

@@ -263,12 +263,35 @@ async def test_whatever_the_wait_is_that_an_answer_asks_for(wait: str) -> None:
     assert 0 <= loss.retry_in_s <= 86_400
 
 
-@pytest.mark.parametrize("code", [200, 503])
-async def test_a_reason_phrase_that_is_not_utf_8(code: int) -> None:
-    """As servers with a taste for Latin-1 have it."""
-    head = f"HTTP/1.1 {code} Indisponibilit\xe9\r\nConnection: close\r\n\r\n".encode("latin-1")
-    async with FaultServer.of(says(head, then_hang=False)) as server:
-        assert (await first_loss(reader(server.url))).outcome in {Outcome.HTTP, Outcome.NETWORK}
+@pytest.mark.parametrize(
+    ("line", "outcome"),
+    [
+        ("401 Acc\xe8s refus\xe9", Outcome.REFUSED),
+        ("429 Trop de requ\xeates", Outcome.RATE_LIMITED),
+        ("503 Indisponibilit\xe9", Outcome.HTTP),
+        ("503", Outcome.HTTP),
+    ],
+)
+async def test_a_status_counts_whatever_is_said_of_it(line: str, outcome: Outcome) -> None:
+    """Servers with a taste for Latin-1 say it in that."""
+    head = f"HTTP/1.1 {line}\r\nRetry-After: 900\r\nContent-Length: 0\r\n\r\n".encode("latin-1")
+    async with FaultServer.of(says(head)) as server:
+        loss = await first_loss(reader(server.url))
+        assert (loss.outcome, loss.retry_in_s) == (outcome, 900)
+
+
+async def test_a_200_counts_whatever_is_said_of_it() -> None:
+    head = "HTTP/1.1 200 r\xe9ussi\r\nConnection: close\r\n\r\n".encode("latin-1")
+    async with FaultServer.of(says(head, status(1))) as server:
+        assert lost(await take(reader(server.url), until(1))) == []
+
+
+async def test_an_upstreams_own_407_is_a_request_that_was_seen() -> None:
+    budget = Budget(5, 300)
+    async with FaultServer.of(says(answer(407))) as server:
+        loss = await first_loss(replace(reader(server.url), budget=budget))
+        assert loss.outcome is Outcome.HTTP
+        assert len(budget.spent(0)) == 1
 
 
 # Redirects

@@ -342,6 +342,7 @@ async def test_redirects_to_elsewhere_are_not_followed(status: int, location: st
 
     with pytest.raises(BadStatus, match="is not followed") as caught:
         await read(upstream, target(lambda: "secret", url="https://upstream/"))
+    assert "://" in str(caught.value), "what to put into url, if it is right"
     assert caught.value.status == status
     assert "user" not in str(caught.value)
     assert len(upstream.requests) == 1

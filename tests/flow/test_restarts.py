@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -20,6 +21,7 @@ from connector.ops.metrics import Metrics
 from connector.outlet import Outlet
 from connector.stream.budget import Budget
 from connector.stream.connection import Opened
+from connector.stream.credentials import NoCredentials
 from connector.stream.handover import Phase
 from connector.stream.reader import Ask, Reader
 from connector.subscription import Subscription
@@ -318,6 +320,32 @@ async def test_what_was_refused_once_may_be_asked_for_again(between: str, loopti
             await asyncio.sleep(100)
     assert story.asked() == ["a", "b", "a", *(["c"] if between == "c" else []), "b"]
     assert story.answers()[3] == ["accepted", "applied"]
+
+
+async def test_a_change_refused_for_a_stale_token_is_asked_for_with_a_fresh_one(looptime) -> None:
+    """It was the token that was refused, and by the time that is told there is another."""
+
+    class Renewed(NoCredentials):
+        def fingerprint(self) -> object:
+            return looptime >= 2  # the refusal comes later than that, of a request that was sent earlier
+
+    story = Story(
+        [OK, line(1), Hang()],
+        [Wait(1), BadStatus(401)],
+        [OK, line(2), Hang()],
+        override=BREAK,
+        debounce=(1.5, 1.5),
+    )
+    where = replace(TARGET, credentials=Renewed())
+    inner = story.subscription.reader
+    story.subscription.reader = lambda ask: replace(inner(ask), target=where)
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(100)
+    assert story.asked() == ["a", "b", "b"]
+    assert story.answers()[1] == ["accepted", "applied"]
 
 
 async def test_where_all_is_refused_old_and_new_are_tried_in_turn(looptime) -> None:

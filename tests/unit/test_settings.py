@@ -358,6 +358,8 @@ def test_a_proxys_password_is_not_shown(config):
         (["put", "tech", "trak=kafka"], "/trak: unknown_predicate: known are: follow, locations, track"),
         (["put", "tech", "track=kafka", "follow=bob"], "/follow/0: no_match"),
         (["put", "tech", "kafka"], "'kafka': expected NAME=VALUE"),
+        (["put", "tech", "track=\udcff"], "expected NAME=VALUE in UTF-8"),
+        (["put", "tech", "track=a", "--as", "\udcff"], "expected UTF-8"),
         (["put", "tech", "track="], "/track/0: empty_term"),
         (["put", "news", "track=kafka"], "no stream 'news'; there are: tech"),
         (["remove", "news"], "no stream 'news'"),
