@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -161,6 +162,7 @@ def _term(term: object, limits: Limits, pointer: str) -> str:
             term.encode()
         except UnicodeEncodeError:  # a lone surrogate, which JSON can spell and UTF-8 cannot
             raise PredicatesRejected("not_unicode", "a lone surrogate", pointer) from None
+        term = unicodedata.normalize("NFC", term)  # what looks the same is the same
     if limits.max_bytes is not None and len(term.encode()) > limits.max_bytes:
         raise PredicatesRejected("too_long", f"the upstream takes {limits.max_bytes} bytes", pointer)
     if limits.pattern is not None and not re.fullmatch(limits.pattern, term, re.ASCII):

@@ -290,6 +290,17 @@ def test_what_the_upstream_would_not_take_is_rejected(limits, values, reason, po
     assert (rejected.value.reason, rejected.value.pointer) == (reason, pointer)
 
 
+def test_what_looks_the_same_is_the_same():
+    """An accent of its own, as macOS writes it, and one within the letter."""
+    composed, decomposed = (
+        parse(json.dumps({"track": [term]}).encode(), NAMES) for term in ("caf\u00e9", "cafe\u0301")
+    )
+    assert composed == decomposed
+    assert composed.version == decomposed.version
+    both = json.dumps({"track": ["cafe\u0301", "caf\u00e9"]}).encode()
+    assert parse(both, {"track": Predicate(max_values=1, max_bytes=5)}) == composed
+
+
 def test_a_value_that_stands_twice_counts_once():
     assert parse(b'{"track": ["a", " a", "b"]}', {"track": Predicate(max_values=2)}).terms
 
