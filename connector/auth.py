@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, HttpUrl, SecretStr, model_validator
 
@@ -38,6 +38,21 @@ def _readable(path: Path) -> Path:
 SecretFile = Annotated[Path, AfterValidator(_readable)]
 
 
+class _WithSecrets(Group):
+    """Each secret ``x`` is given once: as ``x`` or as ``x_file``."""
+
+    @model_validator(mode="after")
+    def _one_source_each(self) -> Self:
+        for file in type(self).model_fields:
+            if file.endswith("_file"):
+                name = file.removesuffix("_file")
+                _one_of(name, getattr(self, name), getattr(self, file))
+        return self
+
+    def _reader(self, name: str) -> Callable[[], str]:
+        return reader(getattr(self, name), getattr(self, f"{name}_file"))
+
+
 class NoAuth(Group):
     """The upstream asks for no credentials, or for a client certificate alone."""
 
@@ -48,24 +63,19 @@ class NoAuth(Group):
         return NoCredentials()
 
 
-class BearerAuth(Group):
+class BearerAuth(_WithSecrets):
     """An access token."""
 
     kind: Literal["bearer"]
     token: SecretStr | None = None
     token_file: SecretFile | None = None
 
-    @model_validator(mode="after")
-    def _one_source(self) -> BearerAuth:
-        one_of("token", self.token, self.token_file)
-        return self
-
     def credentials(self) -> Credentials:
         """Return what proves it to the upstream."""
-        return Bearer(reader(self.token, self.token_file))
+        return Bearer(self._reader("token"))
 
 
-class BasicAuth(Group):
+class BasicAuth(_WithSecrets):
     """A user and a password."""
 
     kind: Literal["basic"]
@@ -73,17 +83,12 @@ class BasicAuth(Group):
     password: SecretStr | None = None
     password_file: SecretFile | None = None
 
-    @model_validator(mode="after")
-    def _one_source(self) -> BasicAuth:
-        one_of("password", self.password, self.password_file)
-        return self
-
     def credentials(self) -> Credentials:
         """Return what proves it to the upstream."""
-        return Basic(self.username, reader(self.password, self.password_file))
+        return Basic(self.username, self._reader("password"))
 
 
-class ApiKeyAuth(Group):
+class ApiKeyAuth(_WithSecrets):
     """A key in a header of the upstream's choice."""
 
     kind: Literal["api_key"]
@@ -91,17 +96,12 @@ class ApiKeyAuth(Group):
     key: SecretStr | None = None
     key_file: SecretFile | None = None
 
-    @model_validator(mode="after")
-    def _one_source(self) -> ApiKeyAuth:
-        one_of("key", self.key, self.key_file)
-        return self
-
     def credentials(self) -> Credentials:
         """Return what proves it to the upstream."""
-        return ApiKey(self.header, reader(self.key, self.key_file))
+        return ApiKey(self.header, self._reader("key"))
 
 
-class OAuth1Auth(Group):
+class OAuth1Auth(_WithSecrets):
     """OAuth 1.0a (RFC 5849): each request is signed, its form included."""
 
     kind: Literal["oauth1"]
@@ -114,25 +114,17 @@ class OAuth1Auth(Group):
     token_secret: SecretStr | None = None
     token_secret_file: SecretFile | None = None
 
-    @model_validator(mode="after")
-    def _one_source_each(self) -> OAuth1Auth:
-        one_of("consumer_key", self.consumer_key, self.consumer_key_file)
-        one_of("consumer_secret", self.consumer_secret, self.consumer_secret_file)
-        one_of("token", self.token, self.token_file)
-        one_of("token_secret", self.token_secret, self.token_secret_file)
-        return self
-
     def credentials(self) -> Credentials:
         """Return what proves it to the upstream."""
         return OAuth1(
-            reader(self.consumer_key, self.consumer_key_file),
-            reader(self.consumer_secret, self.consumer_secret_file),
-            reader(self.token, self.token_file),
-            reader(self.token_secret, self.token_secret_file),
+            self._reader("consumer_key"),
+            self._reader("consumer_secret"),
+            self._reader("token"),
+            self._reader("token_secret"),
         )
 
 
-class OAuth2Auth(Group):
+class OAuth2Auth(_WithSecrets):
     """OAuth 2 client credentials (RFC 6749, section 4.4): a token, renewed before it expires."""
 
     kind: Literal["oauth2"]
@@ -142,14 +134,9 @@ class OAuth2Auth(Group):
     client_secret_file: SecretFile | None = None
     scope: str | None = None
 
-    @model_validator(mode="after")
-    def _one_source(self) -> OAuth2Auth:
-        one_of("client_secret", self.client_secret, self.client_secret_file)
-        return self
-
     def credentials(self) -> Credentials:
         """Return what proves it to the upstream."""
-        secret = reader(self.client_secret, self.client_secret_file)
+        secret = self._reader("client_secret")
         return OAuth2ClientCredentials(str(self.token_url), self.client_id, secret, self.scope)
 
 
@@ -158,26 +145,22 @@ Auth = Annotated[
 ]
 
 
-def one_of(name: str, secret: SecretStr | None, file: Path | None) -> None:
-    """Check that a secret is given in one way.
+def reader(secret: SecretStr | None, file: Path | None) -> Callable[[], str]:
+    """Return what reads a secret; a file is read anew each time, because it may have been rotated."""
+    if file is not None:
+        return lambda: _printable(file.read_text("utf-8").strip(), str(file))
+    assert secret is not None
+    return lambda: _printable(secret.get_secret_value(), "the secret")
 
-    Raises:
-        ValueError: it is not, or it is empty.
-    """
+
+def _one_of(name: str, secret: SecretStr | None, file: Path | None) -> None:
     if (secret is None) == (file is None):
         raise ValueError(f"give exactly one of {name} and {name}_file")
     if secret is not None and not secret.get_secret_value():
         raise ValueError(f"{name} is empty")
 
 
-def reader(secret: SecretStr | None, file: Path | None) -> Callable[[], str]:
-    """Return what reads a secret; a file is read anew each time, because it may have been rotated."""
-    assert file is not None or secret is not None
-
-    def read() -> str:
-        text = file.read_text("utf-8").strip() if file is not None else secret.get_secret_value()  # type: ignore[union-attr]
-        if not text.isprintable():
-            raise ValueError(f"{file or 'the secret'} holds control characters")
-        return text
-
-    return read
+def _printable(text: str, where: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"{where} holds control characters")
+    return text

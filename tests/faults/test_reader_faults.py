@@ -82,14 +82,14 @@ async def test_keep_alives_keep_a_silent_stream_alive() -> None:
     async def slow(connection: Connection) -> None:
         await connection.read_request()
         await connection.send(OK)
-        for _ in range(20):
+        for _ in range(40):
             await connection.send(chunk(b"\r\n"))
             await asyncio.sleep(0.1)
         await connection.send(chunk(status(1)))
         await connection.until_closed()
 
     async with FaultServer.of(slow) as server:
-        seen = await take(reader(server.url, manners(liveness={"stall_timeout_s": 1})), until(1))
+        seen = await take(reader(server.url, manners(liveness={"stall_timeout_s": 3})), until(1))
         assert lost(seen) == []
 
 
@@ -438,9 +438,9 @@ async def test_a_reader_that_is_not_read_lets_the_server_feel_it() -> None:
                 if len(got) < 10:
                     continue
                 if sent < count:
-                    before = -1
-                    while sent != before:  # until the server is stuck, or done
-                        before = sent
+                    same, before = 0, -1
+                    while same < 5:  # until the server is stuck, or done
+                        same, before = (same + 1 if sent == before else 0), sent
                         await asyncio.sleep(0.2)
                     assert sent < count, "30 MB in buffers"
                     break
