@@ -74,7 +74,7 @@ async def network(tls: Tls, proxy: str | None, sockets: Sockets) -> httpx.AsyncB
     )
     # It would repeat a GET whose server hangs up, unseen by every back-off and budget.
     session._retry_connection = False  # noqa: SLF001 (there is no public switch)
-    # Its parser is in C: three times as many chunks per second as httpx's own.
+    # Its parser is in C: several times as many chunks per second as httpx's own.
     return _Transport(
         verify=context,
         trust_env=False,
