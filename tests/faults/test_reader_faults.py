@@ -473,6 +473,20 @@ async def test_a_name_that_leads_there_is_not_asked_either(monkeypatch: pytest.M
     assert loss.outcome is Outcome.REFUSED
 
 
+async def test_a_look_up_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And costs no budget: no upstream saw a request."""
+
+    async def hangs_too(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", hangs_too)
+    budget = Budget(5, 300)
+    its = manners(liveness={"connect_timeout_s": 0.2, "headers_timeout_s": 20})
+    loss = await first_loss(replace(reader("http://upstream.example/", its), budget=budget))
+    assert (loss.outcome, loss.is_stall) == (Outcome.NETWORK, False)
+    assert budget.spent(0) == ()
+
+
 async def test_a_name_that_does_not_exist_is_waited_for() -> None:
     assert (await first_loss(reader("http://nowhere.invalid/"))).outcome is Outcome.NETWORK
 
