@@ -123,7 +123,13 @@ class _Body(httpx.AsyncByteStream):
             raise
 
     async def aclose(self) -> None:
+        connection = self._stream._aiohttp_response.connection  # noqa: SLF001 (as above)
+        if connection is not None and connection.transport is not None:
+            # TLS would wait for the server's goodbye first, for half a minute where the server hangs; the
+            # slot stays taken meanwhile, and the next connection may be the one too many.
+            connection.transport.abort()
         await self._stream.aclose()
+        await asyncio.sleep(0)  # the loop closes the socket in its next turn
 
 
 def said(error: Exception) -> str:

@@ -417,6 +417,30 @@ async def test_closing_frees_the_slot_in_the_middle_of_a_stream() -> None:
         await closed_while(server, told.is_set)
 
 
+def established(port: int) -> int:
+    """Return how many connections to *port* this machine holds open."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[2].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="Linux tells which sockets are open")
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_slot_is_free_when_closing_returns(
+    scheme: str, authority: trustme.CA, tmp_path: Path
+) -> None:
+    """Where one connection is all there may be, the next one is opened right then."""
+    tls = serving(authority.issue_cert("127.0.0.1")) if scheme == "https" else None
+    vouched = Tls(ca_file=ca_file(authority, tmp_path))
+    async with FaultServer.of(says(OK, chunk(status(1))), tls=tls) as server, asyncio.timeout(PATIENCE_S):
+        events = reader(server.url, tls=vouched).events()
+        async for event in events:
+            if ids([event]):
+                break
+        assert established(server.port) == 1
+        await events.aclose()
+        assert established(server.port) == 0
+
+
 async def test_a_reader_that_is_not_read_lets_the_server_feel_it() -> None:
     """What it sends then waits in its own buffers, and nothing of it is lost."""
     sent = 0
