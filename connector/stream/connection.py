@@ -25,8 +25,9 @@ from connector.errors import (
     Unsendable,
     WrongContent,
 )
+from connector.stream.call import Call
 from connector.stream.credentials import Credentials, Outgoing
-from connector.stream.dialect import Call, Liveness, Response
+from connector.stream.dialect import Liveness, Response
 from connector.stream.policy import reset_in_s, retry_after_s
 from connector.stream.sockets import Sockets
 from connector.stream.transport import Tls, is_unreachable, network, said

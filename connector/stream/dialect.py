@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Literal
-from urllib.parse import urlencode
 
-import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -20,7 +17,6 @@ from pydantic import (
     model_validator,
 )
 
-from connector.model import PredicateSet
 from connector.stream.backoff import Backoff
 
 JsonPointer = Annotated[str, Field(pattern=r"^(/[^/]+)+$")]
@@ -89,6 +85,9 @@ class Predicate(_Group):
     pattern: Annotated[str, AfterValidator(_pattern)] | None = None
     """Regular expression that each value matches as a whole."""
 
+    lower_case: bool = False
+    """Case makes no difference to the upstream: values are put in lower case, so equal sets are equal."""
+
 
 class Request(_Group):
     """How predicates are asked for."""
@@ -114,6 +113,8 @@ class Request(_Group):
         if self.method == "GET" and self.encoding != "query":
             raise ValueError(f"a GET has no body for the encoding {self.encoding!r}")
         names = [rule.parameter or name for name, rule in self.predicates.items()]
+        if "paused" in self.predicates:
+            raise ValueError("no predicate can be called 'paused': control records use that name")
         if taken := sorted(set(names) & self.parameters.keys()):
             raise ValueError(f"parameters and predicates share the name {taken[0]!r}")
         if len(set(names)) < len(names):
@@ -154,6 +155,9 @@ class Disconnect(_Group):
     refused: list[str | int] = []
     """Codes after which only other credentials, predicates or settings help."""
 
+    replaced: list[str | int] = []
+    """Codes that end the older of two connections: what is expected while a newer one takes over."""
+
 
 class Messages(_Group):
     """What kinds of messages there are."""
@@ -168,6 +172,9 @@ class Messages(_Group):
     """Messages that are no statuses but worth an event, by name: where the member that tells them is."""
 
     disconnect: Disconnect | None = None
+
+    rules: JsonPointer | None = None
+    """Where a status says which predicates it matched, in whatever form: it becomes the header ``rules``."""
 
 
 class Resume(_Group):
@@ -204,6 +211,10 @@ class Liveness(_Group):
     healthy_after_s: Seconds = 30.0
     """How long a connection has to live until its loss is no reason to back off."""
 
+    grace_s: Seconds | None = None
+    """So long after its 200 a connection counts as live without a byte. For upstreams that are silent until
+    something matches: elsewhere the first byte is the proof."""
+
 
 class Delays(_Group):
     """One back-off rule: ``next = min(cap, add + factor * delay)``; jitter comes off afterwards."""
@@ -238,6 +249,9 @@ class Policy(_Group):
     refused: list[Status] = [204, 401, 403, 404, 406, 410, 413, 414, 416, 431]
     """The same request will fail again."""
 
+    too_many_connections: Annotated[str, AfterValidator(_pattern)] | None = None
+    """Regular expression, found in the beginning of the answer that refuses one connection more."""
+
     retry_refused_after_s: Seconds = 900.0
     """Tried again so much later although nothing changed: access may have been granted meanwhile."""
 
@@ -252,9 +266,9 @@ class Attempts(_Group):
 class Handover(_Group):
     """How a restart for changed predicates goes."""
 
-    strategy: Literal["overlap", "break"] = "overlap"
+    strategy: Literal["overlap", "break", "rules"] = "overlap"
     """The new connection lives before the old one goes; or, where one connection is all there may be,
-    the old one is closed first."""
+    the old one is closed first; or the upstream's rules are changed, and no connection is."""
 
     drain_quiet_s: Seconds = 0.5
     """Silence on the old connection, once the new one is live, that ends the overlap."""
@@ -263,20 +277,14 @@ class Handover(_Group):
     """Longest overlap once the new connection is live."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One request, but for its address and its credentials.
+class Rules(_Group):
+    """Predicates that the upstream keeps as rules, as X's API v2 does, apart from the connection."""
 
-    Attributes:
-        query: to be added to the address's own; encoded.
-        form: whether the body is a form, which some signatures cover.
-    """
+    path: str = Field(default="/rules", pattern=r"^/[!-~]*$")
+    """Where they are, added to the path of the stream's address."""
 
-    method: str
-    query: str
-    headers: Mapping[str, str]
-    body: bytes = b""
-    form: bool = False
+    predicate: str
+    """Which predicate's values are the rules."""
 
 
 class Dialect(_Group):
@@ -291,11 +299,16 @@ class Dialect(_Group):
     policy: Policy = Policy()
     budget: Attempts | None = None
     handover: Handover = Handover()
+    rules: Rules | None = None
     resume: Resume | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Dialect:
         resume, request = self.resume, self.request
+        if (self.rules is None) == (self.handover.strategy == "rules"):
+            raise ValueError("rules: a dialect has them where handover.strategy is 'rules', and only there")
+        if self.rules is not None and request.predicates.keys() != {self.rules.predicate}:
+            raise ValueError("rules.predicate: it has to be the dialect's only predicate")
         if resume is None:
             return self
         if resume.cursor is None and self.framing.kind != "sse":
@@ -308,29 +321,6 @@ class Dialect(_Group):
             if one != other and (one.startswith(other) or other.startswith(one)):
                 raise ValueError("messages.id and resume.cursor: one cannot lie within the other")
         return self
-
-    def call(self, predicates: PredicateSet, cursor: str | None) -> Call:
-        """Return the request that asks for *predicates* after *cursor*."""
-        request = self.request
-        headers = dict(request.headers)
-        if self.response.media_types:
-            headers.setdefault("Accept", ", ".join(self.response.media_types))
-        fields: dict[str, str | list[str]] = dict(request.parameters)
-        for name, values in predicates.terms:
-            parameter = request.predicates[name].parameter or name
-            fields[parameter] = list(values) if request.separator is None else request.separator.join(values)
-        if self.resume is not None and cursor:
-            if self.resume.header is not None:
-                headers[self.resume.header] = cursor
-            elif self.resume.parameter is not None:
-                fields[self.resume.parameter] = cursor
-        if request.encoding == "query":
-            return Call(request.method, urlencode(fields, doseq=True), headers)
-        if request.encoding == "form":
-            headers["Content-Type"] = "application/x-www-form-urlencoded"
-            return Call(request.method, "", headers, urlencode(fields, doseq=True).encode(), form=True)
-        headers["Content-Type"] = "application/json"
-        return Call(request.method, "", headers, orjson.dumps(fields))
 
 
 def names() -> list[str]:

@@ -12,6 +12,7 @@ from random import Random
 from connector.errors import BadStatus, Disconnected, EndedByServer, Stalled, Unreachable
 from connector.model import PredicateSet
 from connector.stream.budget import Budget
+from connector.stream.call import call
 from connector.stream.connection import Connect, Opened, Target
 from connector.stream.dialect import Dialect
 from connector.stream.intake import Intake
@@ -136,8 +137,8 @@ class Reader:
             intake: Intake | None = None
             error = Disconnected("the server ended the stream")
             try:
-                call = self.dialect.call(asked.predicates, asked.cursor)
-                async with aclosing(self.connect(self.target, call)) as chunks:
+                request = call(self.dialect, asked.predicates, asked.cursor)
+                async with aclosing(self.connect(self.target, request)) as chunks:
                     async for chunk in chunks:
                         if isinstance(chunk, Opened):
                             intake = Intake(self.dialect, decoder, chunk.coding)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 from connector.stream import dialect
+from connector.stream.call import Call
 from connector.stream.connection import Opened, Target
 from connector.stream.credentials import NoCredentials
-from connector.stream.dialect import Call, Dialect
+from connector.stream.dialect import Dialect
 
 NO_JITTER = {rule: {"jitter": 0} for rule in ("network", "http", "rate_limited")}
 LINES = {

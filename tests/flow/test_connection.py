@@ -14,9 +14,10 @@ import pytest
 
 from connector import __version__
 from connector.errors import BadStatus, Disconnected, Stalled, Unreachable, Unsendable, WrongContent
+from connector.stream.call import Call
 from connector.stream.connection import HttpConnect, Opened, Target
 from connector.stream.credentials import Bearer, NoCredentials, OAuth2ClientCredentials
-from connector.stream.dialect import Call, Liveness, Response
+from connector.stream.dialect import Liveness, Response
 
 pytestmark = pytest.mark.looptime(idle_timeout=1)
 

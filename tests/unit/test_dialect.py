@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from connector.model import PredicateSet
 from connector.stream import dialect
+from connector.stream.call import call
 
 PREDICATES = PredicateSet.of({"track": ["kafka", "apache flink"], "follow": ["2", "1"]})
 TRACK = PredicateSet.of({"track": ["kafka", "a&b"]})
@@ -17,7 +18,7 @@ RESUME = {"resume": {"parameter": "since_id", "cursor": "/id_str"}}
 
 
 def form(name: str, override: dict, predicates=PREDICATES, cursor: str | None = None) -> dict[str, str]:
-    return dict(parse_qsl(dialect.load(name, override).call(predicates, cursor).body.decode()))
+    return dict(parse_qsl(call(dialect.load(name, override), predicates, cursor).body.decode()))
 
 
 @pytest.mark.parametrize("name", ["ndjson", "sse", "twitter-v1"])
@@ -39,9 +40,9 @@ def test_a_dialect_nobody_ships_is_not_found():
 
 
 def test_twitter_is_asked_by_form():
-    call = dialect.load("twitter-v1", {}).call(PREDICATES, None)
-    assert (call.method, call.query, call.form) == ("POST", "", True)
-    assert call.headers == {"Content-Type": "application/x-www-form-urlencoded"}
+    request = call(dialect.load("twitter-v1", {}), PREDICATES, None)
+    assert (request.method, request.query, request.form) == ("POST", "", True)
+    assert request.headers == {"Content-Type": "application/x-www-form-urlencoded"}
     assert form("twitter-v1", {}) == {
         "delimited": "length",
         "stall_warnings": "true",
@@ -51,13 +52,13 @@ def test_twitter_is_asked_by_form():
 
 
 def test_a_query_repeats_the_parameter_for_each_value():
-    call = dialect.load("ndjson", {}).call(TRACK, None)
-    assert (call.method, call.query, call.body) == ("GET", "track=a%26b&track=kafka", b"")
+    request = call(dialect.load("ndjson", {}), TRACK, None)
+    assert (request.method, request.query, request.body) == ("GET", "track=a%26b&track=kafka", b"")
 
 
 def test_a_query_may_join_the_values_too():
-    call = dialect.load("ndjson", {"request": {"separator": ","}}).call(TRACK, None)
-    assert call.query == "track=a%26b%2Ckafka"
+    request = call(dialect.load("ndjson", {"request": {"separator": ","}}), TRACK, None)
+    assert request.query == "track=a%26b%2Ckafka"
 
 
 @pytest.mark.parametrize(("separator", "track"), [(None, ["a&b", "kafka"]), ("|", "a&b|kafka")])
@@ -70,25 +71,25 @@ def test_a_body_may_be_json(separator, track):
             "parameters": {"mode": "live"},
         }
     }
-    call = dialect.load("ndjson", override).call(TRACK, None)
-    assert orjson.loads(call.body) == {"mode": "live", "track": track}
-    assert call.headers["Content-Type"] == "application/json"
+    request = call(dialect.load("ndjson", override), TRACK, None)
+    assert orjson.loads(request.body) == {"mode": "live", "track": track}
+    assert request.headers["Content-Type"] == "application/json"
 
 
 def test_a_predicate_may_have_another_name_in_requests():
     override = {"request": {"predicates": {"track": {"parameter": "q"}}}}
-    assert dialect.load("ndjson", override).call(TRACK, None).query == "q=a%26b&q=kafka"
+    assert call(dialect.load("ndjson", override), TRACK, None).query == "q=a%26b&q=kafka"
 
 
 def test_events_are_accepted_and_resumed_by_headers():
     sse = dialect.load("sse", {})
-    assert sse.call(TRACK, "7").headers == {
+    assert call(sse, TRACK, "7").headers == {
         "Cache-Control": "no-store",
         "Accept": "text/event-stream",
         "Last-Event-ID": "7",
     }
-    assert "Last-Event-ID" not in sse.call(TRACK, None).headers
-    assert "Last-Event-ID" not in sse.call(TRACK, "").headers, "an empty id resets it"
+    assert "Last-Event-ID" not in call(sse, TRACK, None).headers
+    assert "Last-Event-ID" not in call(sse, TRACK, "").headers, "an empty id resets it"
 
 
 def test_a_cursor_is_sent_where_the_upstream_can_resume_and_only_there():
@@ -99,8 +100,8 @@ def test_a_cursor_is_sent_where_the_upstream_can_resume_and_only_there():
 
 def test_asking_leaves_the_dialect_as_it_is():
     twitter = dialect.load("twitter-v1", RESUME)
-    twitter.call(PREDICATES, "7")
-    assert twitter.call(PredicateSet(), None).body == b"delimited=length&stall_warnings=true"
+    call(twitter, PREDICATES, "7")
+    assert call(twitter, PredicateSet(), None).body == b"delimited=length&stall_warnings=true"
 
 
 # What is laid over
