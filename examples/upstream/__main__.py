@@ -10,10 +10,11 @@ import signal
 import threading
 from contextlib import suppress
 from dataclasses import fields
+from typing import get_args
 
 from aiohttp import web
 
-from .server import Options, Upstream
+from .server import Options, TooMany, Upstream
 
 # Connections end by themselves at once; only one whose client reads nothing is cut short.
 _SHUTDOWN_TIMEOUT_S = 0.2
@@ -30,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     defaults = Options()
     parser = argparse.ArgumentParser(
         prog="upstream",
-        description="A sample status stream in the manner of Twitter v1.1 statuses/filter.",
+        description="A sample status stream in the manners of Twitter v1.1 and X API v2.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -46,8 +47,15 @@ def _parser() -> argparse.ArgumentParser:
         "--max-connections",
         type=int,
         default=defaults.max_connections,
-        help="open connections per user; one more ends the oldest",
+        help="open v1.1 connections per user",
     )
+    add(
+        "--too-many",
+        choices=get_args(TooMany),
+        default=defaults.too_many,
+        help="what one more does: it is refused, or evicts the oldest",
+    )
+    add("--max-rules", type=int, default=defaults.max_rules, help="v2 rules in force at once")
     add("--connects", type=int, default=defaults.connects, help="connection attempts per window")
     add(
         "--connects-window-s",

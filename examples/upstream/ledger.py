@@ -3,8 +3,9 @@
 A status is *owed* to the client, once, if one of these holds:
 
 1. It was written live on a connection, and that connection was the newest of its user's
-   connections that were open for the status. Once a newer connection with new predicates is
-   up, what only the older one gets is no longer asked for; what both get counts once.
+   connections to its endpoint that were open for the status. Once a newer connection with new
+   predicates is up, what only the older one gets is no longer asked for; what both get counts
+   once.
 2. It was replayed on a connection that resumed with ``since_seq``.
 
 A connection is open for a status from the one published next after its registration (its
@@ -32,8 +33,9 @@ class Connection:
 
     Attributes:
         id: counted from 1 over all users; a newer connection has a larger one.
-        track: the phrases, as the request spelled them.
-        follow: the users, as the request spelled them.
+        endpoint: the path that was asked for.
+        track: the phrases, as the request spelled them; empty where rules decide.
+        follow: the users, as the request spelled them; empty where rules decide.
         since_seq: the exclusive cursor it resumed from, None for live only.
         first_seq: the first status that could have been sent on it.
         live_seq: the status published next when it was registered.
@@ -44,6 +46,7 @@ class Connection:
 
     id: int
     user: str
+    endpoint: str
     track: str
     follow: str
     since_seq: int | None
@@ -75,9 +78,10 @@ class Ledger:
         self,
         *,
         user: str,
-        track: str,
-        follow: str,
-        since_seq: int | None,
+        endpoint: str,
+        track: str = "",
+        follow: str = "",
+        since_seq: int | None = None,
         published: int,
         now: float,
     ) -> Connection:
@@ -86,6 +90,7 @@ class Ledger:
         connection = Connection(
             id=len(self.connections) + 1,
             user=user,
+            endpoint=endpoint,
             track=track,
             follow=follow,
             since_seq=since_seq,
@@ -97,9 +102,16 @@ class Ledger:
         self.connections.append(connection)
         return connection
 
-    def open_connections(self, user: str) -> list[Connection]:
-        """Return the connections of a user that are not closed, oldest first."""
-        return [c for c in self.connections if c.user == user and c.closed_at is None]
+    def open_connections(self, user: str, endpoint: str) -> list[Connection]:
+        """Return the connections of a user to an endpoint that are not closed, oldest first."""
+        return [
+            c for c in self.connections if (c.user, c.endpoint) == (user, endpoint) and c.closed_at is None
+        ]
+
+    def by_endpoint(self) -> list[list[Connection]]:
+        """Return the connections to each endpoint: streams of their own, which owe separately."""
+        endpoints = dict.fromkeys(c.endpoint for c in self.connections)
+        return [[c for c in self.connections if c.endpoint == endpoint] for endpoint in endpoints]
 
     def as_json(self) -> list[dict[str, object]]:
         """Return the connections as plain objects."""
@@ -107,7 +119,11 @@ class Ledger:
 
 
 def owed(connections: Iterable[Connection]) -> dict[int, int]:
-    """Map what a client must have received to the newest connection that owes it, by rising seq."""
+    """Map what a client must have received to the newest connection that owes it, by rising seq.
+
+    Args:
+        connections: those to one endpoint.
+    """
     by_age = sorted(connections, key=lambda c: c.id)
     owing: dict[int, int] = {}
     for k, connection in enumerate(by_age):
@@ -124,7 +140,11 @@ def owed(connections: Iterable[Connection]) -> dict[int, int]:
 
 
 def sent(connections: Iterable[Connection]) -> dict[int, int]:
-    """Map what a client may have received to the newest connection it was sent on."""
+    """Map what a client may have received to the newest connection it was sent on.
+
+    Args:
+        connections: those to one endpoint.
+    """
     by_age = sorted(connections, key=lambda c: c.id)
     return dict(sorted((seq, c.id) for c in by_age for seq in c.sent))
 

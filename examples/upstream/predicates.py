@@ -27,7 +27,7 @@ class Predicates:
     @classmethod
     def parse(cls, track: str, follow: str) -> Predicates:
         """Read two comma lists; empty items count for nothing."""
-        phrases = {frozenset(phrase.split()) for phrase in track.casefold().split(",")}
+        phrases = {read_phrase(phrase) for phrase in track.split(",")}
         return cls(
             words=frozenset(word for phrase in phrases if len(phrase) == 1 for word in phrase),
             phrases=frozenset(phrase for phrase in phrases if len(phrase) > 1),
@@ -44,5 +44,15 @@ class Predicates:
         return (
             status.user_id in self.users
             or not self.words.isdisjoint(status.words)
-            or any(phrase <= status.words for phrase in self.phrases)
+            or any(holds(status, phrase) for phrase in self.phrases)
         )
+
+
+def read_phrase(text: str) -> frozenset[str]:
+    """Return the words of a phrase, case-folded."""
+    return frozenset(text.casefold().split())
+
+
+def holds(status: Status, phrase: frozenset[str]) -> bool:
+    """Say whether all words of a phrase are in the text of a status, in any order."""
+    return phrase <= status.words

@@ -5,22 +5,34 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from aiohttp import web
 
+from . import problems
 from .admission import Account, ConnectLimit
 from .clock import Clock
 from .ledger import Connection, Ledger, owed, sent
+from .posts import Posts
+from .rule_requests import change_rules, list_rules
+from .rules import Rulebook
 from .statuses import status
-from .streaming import ADMIN_LOGOUT, SERVER_STOPPED, Publisher
+from .streaming import ADMIN_LOGOUT, SERVER_STOPPED, Feed, Publisher
 from .subscription import Refused, Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable
+
+FILTER = "/1.1/statuses/filter.json"
+SEARCH = "/2/tweets/search/stream"
+RULES = SEARCH + "/rules"
+
+TooMany = Literal["refuse", "evict"]
 
 _LINES_AT_ONCE = 256
+_MAX_REQUEST_BYTES = 2**24  # all rules at once, escaped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +46,9 @@ class Options:
         user: the one user there is.
         password: proves the user by Basic authentication.
         token: proves the user as a Bearer.
-        max_connections: open connections per user; one more ends the oldest.
+        max_connections: open v1.1 connections per user.
+        too_many: what one more does: it is refused, or ends the oldest.
+        max_rules: v2 rules in force at once.
         connects: connection attempts per user within the window, refused ones included.
         connects_window_s: length of that window.
         keep_alive_s: silence after which a keep-alive is written.
@@ -47,6 +61,8 @@ class Options:
     password: str = "demo"  # noqa: S105 (nothing is protected by it)
     token: str = "demo-token"  # noqa: S105 (nor by this)
     max_connections: int = 2
+    too_many: TooMany = "evict"
+    max_rules: int = 1_000
     connects: int = 60
     connects_window_s: float = 60.0
     keep_alive_s: float = 1.0
@@ -61,13 +77,22 @@ class Upstream:
         self.clock = clock or Clock(options.rate)
         self.ledger = Ledger()
         self._account = Account(options.user, options.password, options.token)
-        self._limit = ConnectLimit(options.connects, options.connects_window_s)
+        # One user, hence one set of rules; each endpoint counts its own attempts.
+        self._posts = Posts(Rulebook(options.max_rules))
+        self._limits = {
+            endpoint: ConnectLimit(options.connects, options.connects_window_s)
+            for endpoint in (FILTER, SEARCH)
+        }
+        self._feeds: dict[int, Feed] = {}  # by the id of the connection
         self._publisher = Publisher(self.clock, options.seed, options.status_bytes, options.keep_alive_s)
 
     def app(self) -> web.Application:
         """Return the application to run; shutting it down ends the open connections."""
-        app = web.Application()
-        app.router.add_post("/1.1/statuses/filter.json", self._filter)
+        app = web.Application(client_max_size=_MAX_REQUEST_BYTES)
+        app.router.add_post(FILTER, self._filter)
+        app.router.add_get(SEARCH, self._search, allow_head=False)
+        app.router.add_get(RULES, self._rules)
+        app.router.add_post(RULES, self._change_rules)
         app.router.add_post("/freeze", self._freeze)
         app.router.add_post("/thaw", self._thaw)
         app.router.add_get("/ledger", self._ledger)
@@ -77,33 +102,69 @@ class Upstream:
         return app
 
     async def _filter(self, request: web.Request) -> web.StreamResponse:
-        user = self._account.authenticate(request.headers.get("Authorization", ""))
+        user = self._user(request)
         if user is None:
             raise web.HTTPUnauthorized(headers={"WWW-Authenticate": 'Basic realm="statuses"'})
-        if not self._limit.admit(user, self.clock.elapsed_s()):
-            return web.Response(status=420, reason="Enhance Your Calm", text="Too many connects.\n")
+        if not self._limits[FILTER].admit(user, self.clock.elapsed_s()):
+            return _enhance_your_calm("Too many connects.\n")
         parameters = dict(request.query)
         parameters |= {k: v for k, v in (await request.post()).items() if isinstance(v, str)}
         try:
             subscription = Subscription.parse(parameters)
         except Refused as refused:
             return web.Response(status=refused.status, text=f"{refused}\n")
-        connection = self._register(user, subscription)
-        return await self._publisher.serve(request, subscription, connection)
-
-    def _register(self, user: str, subscription: Subscription) -> Connection:
+        is_open = self.ledger.open_connections(user, FILTER)
+        if self.options.too_many == "refuse" and len(is_open) >= self.options.max_connections:
+            return _enhance_your_calm("Exceeded connection limit for user\n")
         now = self.clock.elapsed_s()
         connection = self.ledger.register(
             user=user,
+            endpoint=FILTER,
             track=subscription.track,
             follow=subscription.follow,
             since_seq=subscription.since_seq,
             published=self.clock.published(),
             now=now,
         )
-        for oldest in self.ledger.open_connections(user)[: -self.options.max_connections]:
+        for oldest in self.ledger.open_connections(user, FILTER)[: -self.options.max_connections]:
             oldest.close(now, ADMIN_LOGOUT)
-        return connection
+        return await self._serve(request, subscription, connection)
+
+    async def _search(self, request: web.Request) -> web.StreamResponse:
+        user = self._user(request)
+        if user is None:
+            return web.json_response(problems.UNAUTHORIZED, status=401)
+        now = self.clock.elapsed_s()
+        if not self._limits[SEARCH].admit(user, now):
+            return web.json_response(problems.TOO_MANY_REQUESTS, status=429)
+        if self.ledger.open_connections(user, SEARCH):
+            return web.json_response(problems.TOO_MANY_CONNECTIONS, status=429)
+        connection = self.ledger.register(
+            user=user, endpoint=SEARCH, published=self.clock.published(), now=now
+        )
+        return await self._serve(request, self._posts, connection)
+
+    async def _serve(self, request: web.Request, feed: Feed, connection: Connection) -> web.StreamResponse:
+        self._feeds[connection.id] = feed
+        return await self._publisher.serve(request, feed, connection)
+
+    async def _rules(self, request: web.Request) -> web.Response:
+        if self._user(request) is None:
+            return web.json_response(problems.UNAUTHORIZED, status=401)
+        return web.json_response(list_rules(self._posts.rulebook, _time_of_day()))
+
+    async def _change_rules(self, request: web.Request) -> web.Response:
+        if self._user(request) is None:
+            return web.json_response(problems.UNAUTHORIZED, status=401)
+        if request.query:  # a dry run must not turn out wet
+            return web.json_response(problems.invalid_request("No query parameter is known."), status=400)
+        body = await request.read()
+        published = self.clock.published()
+        code, answer = change_rules(self._posts.rulebook, body, published, _time_of_day())
+        return web.json_response(answer, status=code)
+
+    def _user(self, request: web.Request) -> str | None:
+        return self._account.authenticate(request.headers.get("Authorization", ""))
 
     async def _freeze(self, _: web.Request) -> web.Response:
         return web.json_response({"published": self.clock.freeze()})
@@ -117,20 +178,25 @@ class Upstream:
                 "seed": self.options.seed,
                 "published": self.clock.published(),
                 "connections": self.ledger.as_json(),
+                "rules": self._posts.rulebook.as_json(),
             }
         )
 
     async def _owed(self, request: web.Request) -> web.StreamResponse:
-        return await self._lines(request, owed(self.ledger.connections))
+        return await self._lines(request, owed)
 
     async def _sent(self, request: web.Request) -> web.StreamResponse:
-        return await self._lines(request, sent(self.ledger.connections))
+        return await self._lines(request, sent)
 
-    async def _lines(self, request: web.Request, connection_of: Mapping[int, int]) -> web.StreamResponse:
+    async def _lines(
+        self, request: web.Request, tell: Callable[[Iterable[Connection]], dict[int, int]]
+    ) -> web.StreamResponse:
         wanted = request.query.get("connection")
+        told = [tell(connections).items() for connections in self.ledger.by_endpoint()]
         pairs = (
             (seq, connection)
-            for seq, connection in connection_of.items()
+            for stream in told
+            for seq, connection in stream
             if wanted is None or str(connection) == wanted
         )
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
@@ -142,11 +208,13 @@ class Upstream:
 
     def _line(self, seq: int, connection: int) -> bytes:
         this = status(self.options.seed, seq, self.options.status_bytes)
+        body = self._feeds[connection].body(this)
+        assert body is not None, "it was sent once"
         line = {
             "seq": seq,
             "id": str(this.id),
             "connection": connection,
-            "body": this.body.decode(),
+            "body": body.decode(),
         }
         # ASCII only, so that no reader cuts a line at U+2028.
         return json.dumps(line).encode() + b"\n"
@@ -154,3 +222,11 @@ class Upstream:
     async def _stop(self, _: web.Application) -> None:
         for connection in self.ledger.connections:
             connection.close(self.clock.elapsed_s(), SERVER_STOPPED)
+
+
+def _enhance_your_calm(text: str) -> web.Response:
+    return web.Response(status=420, reason="Enhance Your Calm", text=text)
+
+
+def _time_of_day() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import ClientError, web
 
@@ -12,9 +12,11 @@ from . import framing
 from .statuses import status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .clock import Clock
     from .ledger import Connection
-    from .subscription import Subscription
+    from .statuses import Status
 
 TICK_S = 0.005
 # Long replays are cut into batches, so that other connections get their turn in between.
@@ -23,6 +25,17 @@ BATCH_STATUSES = 256
 ADMIN_LOGOUT = "admin logout"
 CLIENT_GONE = "client gone"
 SERVER_STOPPED = "server stopped"
+
+
+class Feed(Protocol):
+    """What a connection gets, and in which form."""
+
+    def body(self, status: Status) -> bytes | None:
+        """Return the message about a status, None if there is none; always the same."""
+
+    @property
+    def frame(self) -> Callable[[bytes], bytes]:
+        """What lays a message out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +52,7 @@ class Publisher:
     min_bytes: int
     keep_alive_s: float
 
-    async def serve(
-        self, request: web.Request, subscription: Subscription, connection: Connection
-    ) -> web.StreamResponse:
+    async def serve(self, request: web.Request, feed: Feed, connection: Connection) -> web.StreamResponse:
         """Answer a request until its connection is closed in the ledger or the client is gone.
 
         Returns with the connection closed in the ledger, in any case.
@@ -51,10 +62,10 @@ class Publisher:
         response.force_close()
         try:
             await response.prepare(request)
-            await self._publish(request, response, subscription, connection)
+            await self._publish(request, response, feed, connection)
             if connection.close_reason == ADMIN_LOGOUT:
                 notice = framing.disconnect(f"{connection.user}-statuses{connection.id}")
-                await response.write(subscription.frame(notice))
+                await response.write(feed.frame(notice))
         except (OSError, ClientError):
             pass  # the client is gone, and nobody left to tell
         finally:
@@ -66,7 +77,7 @@ class Publisher:
         self,
         request: web.Request,
         response: web.StreamResponse,
-        subscription: Subscription,
+        feed: Feed,
         connection: Connection,
     ) -> None:
         wrote_at = self.clock.elapsed_s()
@@ -76,7 +87,7 @@ class Publisher:
             if request.transport is None or request.transport.is_closing():
                 raise ConnectionResetError
             now, published = self.clock.elapsed_s(), self.clock.published()
-            data = self._next_batch(subscription, connection, published)
+            data = self._next_batch(feed, connection, published)
             if not data and now - wrote_at >= self.keep_alive_s:
                 data = framing.KEEP_ALIVE
             if data:
@@ -84,13 +95,13 @@ class Publisher:
                 await response.write(data)  # waits for a slow client, which just lags
             await asyncio.sleep(0 if connection.last_seq < published else TICK_S)
 
-    def _next_batch(self, subscription: Subscription, connection: Connection, published: int) -> bytes:
+    def _next_batch(self, feed: Feed, connection: Connection, published: int) -> bytes:
         messages = []
         first = connection.last_seq + 1
         for n in range(first, min(published + 1, first + BATCH_STATUSES)):
-            candidate = status(self.seed, n, self.min_bytes)
-            if subscription.predicates.match(candidate):
-                messages.append(subscription.frame(candidate.body))
+            body = feed.body(status(self.seed, n, self.min_bytes))
+            if body is not None:
+                messages.append(feed.frame(body))
                 connection.sent.append(n)
             connection.last_seq = n
         return b"".join(messages)

@@ -11,6 +11,8 @@ from .predicates import Predicates
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from .statuses import Status
+
 MAX_TRACK = 400
 MAX_FOLLOW = 5_000
 
@@ -66,6 +68,10 @@ class Subscription:
             since_seq=_since_seq(parameters.get("since_seq")),
             frame=frame_by_length if by_length else frame_by_crlf,
         )
+
+    def body(self, status: Status) -> bytes | None:
+        """Return the message about a status, None if it is not asked for."""
+        return status.body if self.predicates.match(status) else None
 
 
 def _since_seq(value: str | None) -> int | None:

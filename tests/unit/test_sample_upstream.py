@@ -268,6 +268,7 @@ def entry(id_: int, live: int, last: int | None, sent_: list[int], **fields: obj
         **{
             "id": id_,
             "user": "ann",
+            "endpoint": FILTER,
             "track": "",
             "follow": "",
             "since_seq": None if first == live else first - 1,
@@ -482,7 +483,22 @@ async def test_one_connection_too_many_ends_the_oldest_with_a_message(form: dict
         assert await read(older, 1) == bodies(1, 1)
         found = await served.connection(1, close_reason="admin logout", closed_at=0.0)
         assert (found["sent"], found["last_seq"]) == ([], 0)
+        await served.connection(3, last_seq=1)
         assert {line["connection"] for line in await served.lines("/owed")} == {3}
+
+
+async def test_one_connection_too_many_may_be_refused_instead():
+    async with serving(max_connections=2, too_many="refuse") as served:
+        first, second = [await served.connect(EVERYTHING) for _ in range(2)]
+        refused = await served.connect(EVERYTHING)
+        assert (refused.status, refused.reason) == (420, "Enhance Your Calm")
+        assert await refused.text() == "Exceeded connection limit for user\n"
+        served.hand.at = 1
+        assert await read_by_crlf(first, 1) == await read_by_crlf(second, 1) == bodies(1, 1)
+        assert len((await served.get("/ledger"))["connections"]) == 2
+        first.close()
+        await served.connection(1, close_reason="client gone")
+        assert (await served.connect(EVERYTHING)).status == 200
 
 
 async def test_a_client_that_disappears_is_closed_in_the_ledger():
