@@ -6,7 +6,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,7 +102,9 @@ main.add_typer(predicates, name="predicates", no_args_is_help=True)
 
 Stream = Annotated[str, typer.Argument(help="A stream of the configuration.")]
 As = Annotated[str, typer.Option("--as", help="Who publishes; each publisher has a key of its own.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Wait until it is applied or rejected.")]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Wait for the last answer: applied, refused, rejected ...")
+]
 Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds to wait at most.")]
 
 
@@ -112,6 +114,7 @@ def put(
     terms: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help="e.g. track=kafka")],
     publisher: As = "",
     *,
+    paused: Annotated[bool, typer.Option("--paused", help="On record, but not asked for yet.")] = False,
     wait: Wait = False,
     timeout: Timeout = None,
     config: Config = None,
@@ -124,7 +127,8 @@ def put(
             typer.echo(f"{term!r}: expected NAME=VALUE in UTF-8", err=True)
             raise typer.Exit(EXIT_CONFIGURATION)
         wanted.setdefault(name, []).append(value)
-    _publish(config, stream, publisher, wanted, timeout, is_waiting=wait)
+    contribution = {**wanted, "paused": True} if paused else wanted
+    _publish(config, stream, publisher, contribution, timeout, is_waiting=wait)
 
 
 @predicates.command()
@@ -145,20 +149,9 @@ def get(stream: Stream, config: Config = None) -> None:
     """Print what a stream asks for, and who asks for what, as JSON."""
     import orjson
 
-    from connector.control.predicates import Contributions, parse, stream_of
-    from connector.errors import PredicatesRejected
-
     settings, limits = _limits(config, stream)
-    contributions = Contributions()
     with _kafka_errors(settings):
-        records = _publisher(settings).records(stream)
-    for record in records:
-        try:
-            if stream_of(record.key) == stream:
-                value = None if record.value is None else parse(record.value, limits)
-                contributions.put(record.key or b"", value)
-        except PredicatesRejected:
-            continue  # as the connector does: the key's last good record stays
+        contributions = _publisher(settings).contributions(stream, limits)
     union = contributions.union()
     by_key = {key.decode(): part.as_dict() for key, part in sorted(contributions.by_key().items())}
     told = {"predicates": union.version, "union": union.as_dict(), "by_key": by_key}
@@ -246,7 +239,7 @@ def _publish(
     config: Path | None,
     stream: str,
     publisher: str,
-    wanted: dict[str, list[str]] | None,
+    contribution: Mapping[str, object] | None,
     timeout_s: float | None,
     *,
     is_waiting: bool,
@@ -260,7 +253,7 @@ def _publish(
     if not _is_text(publisher):
         typer.echo(f"--as {publisher!r}: expected UTF-8", err=True)
         raise typer.Exit(EXIT_CONFIGURATION)
-    value = None if wanted is None else orjson.dumps(wanted)
+    value = None if contribution is None else orjson.dumps(contribution)
     try:
         if value is not None:
             parse(value, limits)
@@ -302,7 +295,7 @@ def _awaited(
             match answer["type"]:
                 case "predicates.applied" | "predicates.unchanged":
                     return 0
-                case "predicates.rejected" | "predicates.superseded":
+                case "predicates.rejected" | "predicates.refused" | "predicates.superseded":
                     return 1
         if time.monotonic() > give_up_at:
             break

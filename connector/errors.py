@@ -112,7 +112,7 @@ class BadStatus(Disconnected):
 
 
 class WrongContent(Disconnected):
-    """The upstream answered 200 with a media type or coding that is no stream of this dialect.
+    """The upstream answered 200 with what is no stream of this dialect, by media type or coding, or no rules.
 
     Attributes:
         is_declared: the dialect says which media types it accepts, so this is a wrong address.
@@ -121,6 +121,19 @@ class WrongContent(Disconnected):
     def __init__(self, message: str, *, is_declared: bool) -> None:
         super().__init__(message)
         self.is_declared = is_declared
+
+
+class RulesRefused(Disconnected):
+    """The upstream refuses a rule; only other predicates help.
+
+    Attributes:
+        value: the rule; empty where the upstream does not say which one.
+    """
+
+    def __init__(self, value: str, words: str) -> None:
+        rule = f"the rule {value[:150]!r}" if value else "a rule"
+        super().__init__(" ".join(f"the upstream refuses {rule}: {words}".split())[:300])
+        self.value = value
 
 
 class IllegalTransition(ConnectorError):

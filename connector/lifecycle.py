@@ -21,7 +21,7 @@ from connector.stream.reader import Lost, Received
 
 log = structlog.get_logger("connector.lifecycle")
 
-_ALWAYS_TOLD = frozenset({Outcome.RATE_LIMITED, Outcome.REFUSED})
+_ALWAYS_TOLD = frozenset({Outcome.RATE_LIMITED, Outcome.CROWDED, Outcome.REFUSED})
 
 _NEVER_TOLD = frozenset({"other_event"})
 """Reasons for which bytes are dropped because the dialect says so; counted all the same."""
@@ -33,10 +33,12 @@ class _Dark:
 
     Attributes:
         since: when the last one was lost, on the loop's clock.
-        wall: when its last byte came, on the wall's.
+        heard_at: when its last byte came, on the same.
+        wall: the same, on the wall's.
     """
 
     since: float
+    heard_at: float
     wall: float
     reason: str | None
 
@@ -97,9 +99,9 @@ class Lifecycle:
         self.metrics.live(self.stream, is_live=is_live)
         self.metrics.refused(self.stream, is_refused=is_refused)
 
-    def lost(self, side: Side, lost: Lost) -> list[Event]:
-        """Tell that a connection, or the attempt at one, is over."""
-        kind = "stalled" if lost.is_stall else "disconnected"
+    def lost(self, side: Side, lost: Lost, *, is_expected: bool = False) -> list[Event]:
+        """Tell that a connection, or an attempt at one, is over; *is_expected* while a newer takes over."""
+        kind = "stalled" if lost.is_stall else "replaced" if is_expected else "disconnected"
         data: dict[str, object] = {"reason": lost.reason, "retry_in_s": round(lost.retry_in_s, 3)}
         if lost.code is not None:
             data["code"] = lost.code
@@ -110,15 +112,27 @@ class Lifecycle:
         if not (side.live or lost.outcome in _ALWAYS_TOLD or lost.reason != side.trouble):
             return []
         told = f"connection.{kind}"
-        log.warning(told, stream=self.stream, connection=side.number, **data)
+        (log.info if is_expected else log.warning)(told, stream=self.stream, connection=side.number, **data)
         return [self._event(told, side, data)]
+
+    def not_amended(self, lost: Lost) -> list[Event]:
+        """Tell that the upstream's rules could not be changed; the connection there is goes on."""
+        data = {"reason": lost.reason, "retry_in_s": round(lost.retry_in_s, 3)}
+        log.warning("rules.failed", stream=self.stream, **data)
+        return [Event("rules.failed", self.stream, data)]
+
+    def fell_back(self, lost: Lost) -> list[Event]:
+        """Tell that the upstream allows one connection, so that restarts break before they make."""
+        data = {"strategy": "break", "reason": lost.reason, "until": self._until(lost.retry_in_s)}
+        log.warning("handover.fell_back", stream=self.stream, **data)
+        return [Event("handover.fell_back", self.stream, data)]
 
     # The time without a live connection
 
     def dark(self, now: float, reason: str | None, silent_s: float = 0.0) -> None:
         """Take note that no connection lives any more, *silent_s* seconds after its last byte."""
         if self._dark is None:
-            self._dark = _Dark(now, self.wall() - silent_s, reason)
+            self._dark = _Dark(now, now - silent_s, self.wall() - silent_s, reason)
 
     def forget_dark(self) -> None:
         """Take note that no connection is wanted."""
@@ -133,6 +147,8 @@ class Lifecycle:
             *details* with the connection and how long none lived, and the gap if there was one.
         """
         dark, self._dark = self._dark, None
+        if dark is not None and side.connected_at is not None and side.connected_at < dark.heard_at:
+            dark = None  # it was connected before the other one fell silent: it has had all since
         dark_s = 0.0 if dark is None else round(now - dark.since, 3)
         told = {"connection": side.number, "without_connection_s": dark_s, **details}
         version = side.asked.predicates.version

@@ -82,6 +82,18 @@ class ControlRecord(NamedTuple):
     published: tuple[int, int] | None = None
 
 
+class Note(NamedTuple):
+    """Something about a partition's streams to be found again after a restart, beside the positions.
+
+    Attributes:
+        key: has a ``/`` in it, which no stream's name has.
+        value: None takes it back.
+    """
+
+    key: str
+    value: bytes | None
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """A lifecycle event; becomes a CloudEvent on the events topic.
@@ -122,7 +134,6 @@ class Position:
         seq: number of the stream's last status; 0 before the first.
         cursor: what the upstream needs to resume after that status, where it can.
         predicates: version of the predicate set in force.
-        applied: control offset up to which records had taken effect; -1 for none.
         attempts: when the upstream was asked lately, in seconds since the epoch; its connect budget
             counts them, whichever process asked.
     """
@@ -130,7 +141,6 @@ class Position:
     seq: int = 0
     cursor: str | None = None
     predicates: str | None = None
-    applied: int = -1
     attempts: tuple[float, ...] = ()
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from connector.control.answers import Told
 from connector.delivery.outbox import Entry, Outbox
-from connector.model import DeadLetter, Event, Status, StreamId, Tenure
+from connector.model import DeadLetter, Event, Note, Status, StreamId, Tenure
 from connector.stream.messages import Malformed
 
 
@@ -33,13 +34,15 @@ class Outlet:
         if events or attempts:
             self.outbox.put(self._entry(events=events, attempts=attempts))
 
-    def answer(self, events: Sequence[Event], offset: int, applied: int | None = None) -> None:
+    def answer(self, told: Told, offset: int, note: Note | None = None) -> None:
         """Put the answers to the control record at *offset*."""
-        self.outbox.put(self._entry(events=events, handled=offset + 1, applied=applied))
+        notes = [*told.notes] if note is None else [*told.notes, note]
+        self.outbox.put(self._entry(events=told.events, handled=offset + 1, notes=notes))
 
-    def in_force(self, events: Sequence[Event], version: str, applied: int | None) -> None:
-        """Put that predicates are in force, and all control records up to *applied* answered for good."""
-        self.outbox.put(self._entry(events=events, version=version, applied=applied))
+    def settle(self, told: Told, version: str | None = None) -> None:
+        """Put last answers, and the *version* of the predicates in force where that changes."""
+        if version is not None or told.events or told.notes:
+            self.outbox.put(self._entry(events=told.events, version=version, notes=told.notes))
 
     def dead_letters(self, malformed: Sequence[Malformed]) -> None:
         """Put frames that are no messages."""

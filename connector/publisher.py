@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import orjson
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from connector.control.home import home
+from connector.control.predicates import Contributions, Limits
+from connector.control.table import Table
+from connector.errors import PredicatesRejected
 from connector.model import ControlRecord, StreamId, Topics
 
 _TIMEOUT_S = 10.0
@@ -55,21 +59,40 @@ class Publisher:
         assert offset is not None
         return partition, offset
 
-    def records(self, stream: StreamId) -> list[ControlRecord]:
-        """Return what *stream*'s home on the control topic holds, oldest first.
+    def contributions(self, stream: StreamId, limits: Mapping[str, Limits]) -> Contributions:
+        """Return who asks what of *stream*, as the connector has it.
 
-        Its home alone: what is found elsewhere counts from when it was moved there, and the original stays.
+        From its home alone: what is found elsewhere counts once it was moved there, and the original stays.
+
+        Args:
+            stream: which one.
+            limits: the predicates its upstream knows.
 
         Raises:
-            KafkaException: Kafka did not answer in time.
+            KafkaException: Kafka did not answer in time, or refused.
         """
         consumer = self._consumer()
         try:
-            partition = home(stream, self._partitions(consumer, self._topics.predicates))
-            consumer.assign([TopicPartition(self._topics.predicates, partition, 0)])
-            return list(self._until_end(consumer))
+            partitions = self._partitions(consumer, self._topics.predicates)
+            number = home(stream, partitions)
+            (committed,) = consumer.committed(
+                [TopicPartition(self._topics.predicates, number)], timeout=_TIMEOUT_S
+            )
+            if committed.error is not None:
+                raise KafkaException(committed.error)
+            notes = {}
+            for message in self._until_end(consumer, self._topics.positions, number):
+                notes[_text(message.key())] = message.value()
+            records = [_record(one) for one in self._until_end(consumer, self._topics.predicates, number)]
         finally:
             consumer.close()
+        table = Table(limits={stream: limits}, partition=number, partitions=partitions)
+        answered = [record for record in records if record.offset < committed.offset]
+        table.load(answered, {key: note for key, note in notes.items() if note is not None})
+        for record in records[len(answered) :]:
+            with suppress(PredicatesRejected):
+                table.take(record)
+        return table.of(stream)
 
     def answers(self) -> Generator[dict[str, Any] | None, None, None]:
         """Yield the connector's answers from now on, as CloudEvents; None now and then, to look at a clock.
@@ -95,7 +118,12 @@ class Publisher:
         finally:
             consumer.close()
 
-    def _until_end(self, consumer: Consumer) -> Iterator[ControlRecord]:
+    @staticmethod
+    def _until_end(consumer: Consumer, topic: str, partition: int) -> Iterator[Message]:
+        place = TopicPartition(topic, partition, 0)
+        # As of now: the positions of a lively stream have no end.
+        _, end = consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
+        consumer.assign([place])
         give_up_at = time.monotonic() + _TIMEOUT_S
         while True:
             message = consumer.poll(_POLL_S)
@@ -104,14 +132,11 @@ class Publisher:
                     raise KafkaException(KafkaError(KafkaError._TIMED_OUT))  # noqa: SLF001 (its public name)
                 continue
             give_up_at = time.monotonic() + _TIMEOUT_S
-            number, offset, error = message.partition(), message.offset(), message.error()
-            assert number is not None
+            error = message.error()
             if error is None:
-                assert offset is not None
-                key, value = message.key(), message.value()
-                assert not isinstance(key, str)
-                assert not isinstance(value, str)
-                yield ControlRecord(number, offset, key, value)
+                if (message.offset() or 0) >= end:
+                    return
+                yield message
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (its public name)
                 return
             else:
@@ -136,6 +161,19 @@ class Publisher:
         if topic not in found:
             raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"there is no topic {topic!r}"))
         return len(found[topic].partitions)
+
+
+def _record(message: Message) -> ControlRecord:
+    number, offset, key, value = message.partition(), message.offset(), message.key(), message.value()
+    assert number is not None
+    assert offset is not None
+    assert not isinstance(key, str)
+    assert not isinstance(value, str)
+    return ControlRecord(number, offset, key, value)
+
+
+def _text(key: bytes | str | None) -> str:
+    return key.decode(errors="replace") if isinstance(key, bytes) else key or ""
 
 
 def _answer(message: Message) -> dict[str, Any] | None:

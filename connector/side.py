@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from connector.control.answers import Change
 from connector.delivery.outbox import Outbox
 from connector.model import PredicateSet
+from connector.stream.amender import Amended, Amender
 from connector.stream.reader import Ask, Reader, ReaderEvent
 
 
@@ -25,7 +26,7 @@ class Side:
     """One reader and what it was last asked."""
 
     number: int
-    reader: Reader
+    reader: Reader | Amender
     asked: Ask = field(default_factory=lambda: Ask(PredicateSet(), None))
     carried: Sequence[Change] = ()
     live: bool = False
@@ -37,7 +38,14 @@ class Side:
     discarded: set[str] = field(default_factory=set)  # reasons told on this connection
     proof: object = None  # of identity, by which it asked
     is_refused: bool = False  # waits for something else to ask for
+    connected_at: float | None = None  # on the loop's clock
     task: asyncio.Task[None] | None = None
+
+    def proven_at(self, grace_s: float | None) -> float | None:
+        """When a silent connection counts as live; None without one, or if bytes alone are the proof."""
+        if grace_s is None or self.connected_at is None or self.live:
+            return None
+        return self.connected_at + grace_s
 
     def wake(self) -> None:
         """End the wait after a refusal: there is something else to ask for."""
@@ -46,7 +54,7 @@ class Side:
 
     async def events(
         self, outbox: Outbox, former: asyncio.Task[None] | None
-    ) -> AsyncGenerator[ReaderEvent | Resumed, None]:
+    ) -> AsyncGenerator[ReaderEvent | Amended | Resumed, None]:
         """Yield what the reader brings, until the side is stopped; pause while *outbox* is full.
 
         Args:

@@ -17,11 +17,12 @@ import structlog
 from confluent_kafka import KafkaException
 
 from connector.control import lease as leases
-from connector.control.answers import Change
+from connector.control.answers import Change, noted_waiting
 from connector.control.debounce import Debounce
+from connector.control.demand import Demand, noted_in_force
 from connector.control.home import home
 from connector.control.lease import Lease
-from connector.control.predicates import Contributions, parse, stream_of
+from connector.control.table import Elsewhere, Table, Taken
 from connector.delivery.outbox import Entry, Outbox
 from connector.delivery.restore import Restored
 from connector.delivery.writer import Writer
@@ -31,6 +32,7 @@ from connector.model import ControlRecord, DeadLetter, Event, Position, StreamId
 from connector.ops.metrics import Metrics
 from connector.outlet import Outlet
 from connector.settings import StreamSettings
+from connector.stream.amender import Amender
 from connector.stream.budget import Budget
 from connector.stream.connection import Connect, Target
 from connector.stream.reader import Ask, Reader
@@ -50,11 +52,11 @@ class _Partition:
     """
 
     tenure: Tenure
+    table: Table
     early: list[ControlRecord] = field(default_factory=list)
     restored: Restored | None = None
     caught_up: bool = False
     loaded: bool = False
-    contributions: dict[StreamId, Contributions] = field(default_factory=dict)
     subscriptions: dict[StreamId, Subscription] = field(default_factory=dict)
 
 
@@ -134,7 +136,9 @@ class Supervisor:
 
     def _begin(self, tenure: Tenure) -> None:
         if not self._draining:
-            partition = self._owned[tenure.partition] = _Partition(tenure)
+            limits = {stream: its.manners.request.predicates for stream, its in self.streams.items()}
+            table = Table(limits=limits, partition=tenure.partition, partitions=self.partitions)
+            partition = self._owned[tenure.partition] = _Partition(tenure, table)
             self._tasks.create_task(self._restore(partition), name=f"restore-{tenure.partition}")
 
     async def _restore(self, partition: _Partition) -> None:
@@ -158,40 +162,31 @@ class Supervisor:
             return
         partition.loaded = True
         self.writer.adopt(partition.tenure, restored)
-        unapplied = self._replay(partition, restored)
+        answered = [record for record in partition.early if record.offset < restored.handled]
+        late = partition.early[len(answered) :]
+        partition.early.clear()
+        for record, rejected in partition.table.load(answered, restored.notes):  # settings have changed
+            key = Change.of(record).key
+            log.warning("control.record_unfit", key=key, offset=record.offset, reason=str(rejected))
         for stream, settings in self.streams.items():
             if home(stream, self.partitions) != number:
                 continue
             position = restored.positions.get(stream, Position())
             subscription = self._subscription(stream, settings, partition.tenure, position)
             partition.subscriptions[stream] = subscription
-            target = partition.contributions.setdefault(stream, Contributions()).union()
-            waiting = [] if target.version == position.predicates else unapplied.get(stream, [])
-            subscription.load(target, [one for one in waiting if one.offset > position.applied])
+            target = partition.table.of(stream).union()
+            waiting = noted_waiting(stream, restored.notes)
+            in_force = noted_in_force(stream, restored.notes, settings.manners.request.predicates)
+            subscription.load(target, waiting, in_force)
             self._tasks.create_task(subscription.run(), name=stream)
-        late = [record for record in partition.early if record.offset >= restored.handled]
-        partition.early.clear()
         for record in late:
             self._handle(partition, record)
-
-    def _replay(self, partition: _Partition, restored: Restored) -> dict[StreamId, list[Change]]:
-        """Rebuild contributions from records that were answered before; return the newest per key."""
-        newest: dict[StreamId, dict[bytes, Change]] = {}
-        for record in partition.early:
-            if record.offset >= restored.handled:
-                continue
-            try:
-                stream = self._contribute(partition, record)
-            except PredicatesRejected:
-                continue  # was answered when it was new
-            if stream is not None:
-                newest.setdefault(stream, {})[record.key or b""] = _change(record)
-        return {stream: list(changes.values()) for stream, changes in newest.items()}
 
     def _subscription(
         self, stream: StreamId, settings: StreamSettings, tenure: Tenure, position: Position
     ) -> Subscription:
         dialect = settings.manners
+        rules = dialect.rules
         target = Target(
             url=str(settings.url),
             credentials=settings.auth.credentials(),
@@ -200,6 +195,8 @@ class Supervisor:
             tls=settings.tls.tls(),
             proxy=None if settings.proxy is None else str(settings.proxy),
             allow_link_local=settings.allow_link_local,
+            rules_path=None if rules is None else rules.path,
+            max_rules=None if rules is None else dialect.request.predicates[rules.predicate].max_values,
         )
         budget = Budget() if dialect.budget is None else Budget(**dialect.budget.model_dump())
         budget.restore(position.attempts)
@@ -215,12 +212,16 @@ class Supervisor:
                 rng=self.rng,
             )
 
+        def amender(ask: Callable[[], Ask]) -> Amender:
+            return Amender(connect=self.connect, target=target, dialect=dialect, ask=ask, rng=self.rng)
+
         return Subscription(
             stream=stream,
             outlet=Outlet(stream, tenure, self.outbox, position.cursor),
             reader=reader,
-            handover=dialect.handover,
-            debounce=Debounce(settings.debounce.min_s, settings.debounce.max_s),
+            amender=amender,
+            dialect=dialect,
+            demand=Demand(stream=stream, debounce=Debounce(settings.debounce.min_s, settings.debounce.max_s)),
             budget=budget,
             lifecycle=Lifecycle(
                 stream=stream, metrics=self.metrics, can_resume=dialect.resume is not None, wall=self.wall
@@ -267,72 +268,47 @@ class Supervisor:
     def _handle(self, partition: _Partition, record: ControlRecord) -> None:
         """Answer a record that nobody has answered yet."""
         try:
-            stream = self._contribute(partition, record)
+            taken = partition.table.take(record)
         except PredicatesRejected as rejected:
-            self._reject(partition.tenure, record, rejected)
+            self._reject(partition, record, rejected)
             return
-        if stream is None:
-            self._reroute(partition.tenure, record)
-        else:
-            target = partition.contributions[stream].union()
-            partition.subscriptions[stream].change(target, _change(record))
+        match taken:
+            case Elsewhere(stream, to):
+                self._reroute(partition.tenure, record, stream, to)
+            case Taken(stream, note):
+                target = partition.table.of(stream).union()
+                partition.subscriptions[stream].change(target, Change.of(record), note)
 
-    def _contribute(self, partition: _Partition, record: ControlRecord) -> StreamId | None:
-        """Take a record into the union of its stream; None where another partition is its home.
-
-        Raises:
-            PredicatesRejected: it must change nothing.
-        """
-        stream = stream_of(record.key)
-        settings = self.streams.get(stream)
-        if settings is None:
-            known = ", ".join(sorted(self.streams))
-            raise PredicatesRejected("unknown_stream", f"no stream {stream[:80]!r}; there are: {known}")
-        predicates = None
-        if record.value is not None:
-            predicates = parse(record.value, settings.manners.request.predicates)
-        if home(stream, self.partitions) != partition.tenure.partition:
-            return None
-        contributions = partition.contributions.setdefault(stream, Contributions())
-        contributions.put(record.key or b"", predicates)
-        return stream
-
-    def _reject(self, tenure: Tenure, record: ControlRecord, rejected: PredicatesRejected) -> None:
+    def _reject(self, partition: _Partition, record: ControlRecord, rejected: PredicatesRejected) -> None:
         origin = f"{self.topic}/{record.partition}/{record.offset}"
         log.warning("predicates.rejected", origin=origin, reason=rejected.reason)
+        change, note = Change.of(record), partition.table.keep(record)
         data = {
-            **_change(record).as_dict(),
+            **change.as_dict(),
             "reason": rejected.reason,
             "pointer": rejected.pointer,
             "detail": rejected.detail,
         }
-        stream = _change(record).key.partition("/")[0] or None
+        stream = change.key.partition("/")[0] or None
         letter = DeadLetter(rejected.reason, rejected.detail, stream, origin, record.key, record.value)
         self.outbox.put(
             Entry(
-                tenure=tenure,
+                tenure=partition.tenure,
                 events=[Event("predicates.rejected", stream, data)],
                 dead_letters=[letter],
                 handled=record.offset + 1,
+                notes=[] if note is None else [note],
             )
         )
 
-    def _reroute(self, tenure: Tenure, record: ControlRecord) -> None:
+    def _reroute(self, tenure: Tenure, record: ControlRecord, stream: StreamId, to: int) -> None:
         """Move a record to its stream's home: other clients' partitioners hash otherwise."""
-        change = _change(record)
-        stream = change.key.partition("/")[0]
-        to = home(stream, self.partitions)
-        event = Event("predicates.rerouted", stream, {**change.as_dict(), "to_partition": to})
+        data = {**Change.of(record).as_dict(), "to_partition": to}
         self.outbox.put(
             Entry(
                 tenure=tenure,
-                events=[event],
+                events=[Event("predicates.rerouted", stream, data)],
                 moves=[(record, to)],
                 handled=record.offset + 1,
             )
         )
-
-
-def _change(record: ControlRecord) -> Change:
-    key = (record.key or b"").decode(errors="backslashreplace")
-    return Change(key, record.partition, record.offset, record.published)

@@ -16,6 +16,7 @@ from connector.errors import (
     Disconnected,
     EndedByServer,
     FramingLost,
+    RulesRefused,
     Stalled,
     Unreachable,
     Unsendable,
@@ -30,8 +31,10 @@ PAGE = Path(__file__).parent / "reader.md"
 CLASSES = {
     Outcome.NETWORK: "at once if the connection was healthy, else by the network rule",
     Outcome.ENDED: "at once if the connection was healthy, else by the network rule",
+    Outcome.REPLACED: "the same; expected while the connector's own newer connection takes over",
     Outcome.HTTP: "by the HTTP rule, or as `Retry-After` asks if that is longer",
     Outcome.RATE_LIMITED: "by its own rule, or as `Retry-After` or `x-rate-limit-reset` asks if longer",
+    Outcome.CROWDED: "the same; a second connection gives way, and is not tried again",
     Outcome.REFUSED: "when predicates, credentials or the configuration change, or after a long time",
 }
 
@@ -42,6 +45,7 @@ FAILURES: list[tuple[str, Disconnected]] = [
     ("bytes that are no frames, damaged compression, a compression bomb", FramingLost("")),
     ("the server announces that it closes the connection", EndedByServer("")),
     ("an HTML page, or a content coding nobody asked for, with 200", WrongContent("", is_declared=False)),
+    ("a rule that the upstream does not take", RulesRefused("", "")),
     ("another media type than the dialect's, with 200", WrongContent("", is_declared=True)),
     ("the name leads to a link-local or metadata address", Unsendable("")),
 ]
@@ -61,6 +65,12 @@ def policy() -> Iterator[str]:
     codes = ", ".join(map(str, manners.messages.disconnect.refused))
     refusal = classify(EndedByServer("", codes.partition(",")[0]), manners)
     rows.append((f"announced with a code that the dialect calls a refusal (`twitter-v1`: {codes})", refusal))
+    codes = ", ".join(map(str, manners.messages.disconnect.replaced))
+    replaced = classify(EndedByServer("", codes.partition(",")[0]), manners)
+    rows.append((f"announced because of a newer connection (`twitter-v1`: {codes})", replaced))
+    crowded = manners.policy.too_many_connections or ""
+    one_too_many = classify(BadStatus(420, crowded), manners)
+    rows.append((f"an answer that says one connection too many (`twitter-v1`: {crowded})", one_too_many))
     for outcome in Outcome:
         for what, its in rows:
             if its is outcome:

@@ -1,7 +1,7 @@
 """What publishers are told about their predicate changes. Pure.
 
-Every accepted change ends in exactly one further answer: applied, superseded by a newer record of its key,
-or unchanged when it takes back what was pending.
+Every accepted change ends in exactly one further answer: applied, refused by the upstream, or superseded by
+a newer record of its key.
 """
 
 from __future__ import annotations
@@ -10,7 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from connector.model import Event, StreamId
+import msgspec
+
+from connector.model import ControlRecord, Event, Note, StreamId
+
+_WAITING = "waiting/"
+_NOTE = msgspec.json.Encoder()
 
 
 class Change(NamedTuple):
@@ -26,15 +31,36 @@ class Change(NamedTuple):
     offset: int
     published: tuple[int, int] | None = None
 
+    @classmethod
+    def of(cls, record: ControlRecord) -> Change:
+        """Return the change that *record* makes."""
+        key = (record.key or b"").decode(errors="backslashreplace")
+        return cls(key, record.partition, record.offset, record.published)
+
     def as_dict(self) -> dict[str, object]:
         """Return it in the shape that events carry: by the place its publisher knows."""
         partition, offset = self.published or (self.partition, self.offset)
         return {"key": self.key, "partition": partition, "offset": offset}
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What goes to the log about changes.
+
+    Attributes:
+        notes: to be found again after a restart.
+    """
+
+    events: Sequence[Event] = ()
+    notes: Sequence[Note] = ()
+
+    def __add__(self, more: Told) -> Told:
+        return Told([*self.events, *more.events], [*self.notes, *more.notes])
+
+
 @dataclass(slots=True)
 class Answers:
-    """One stream's changes that were accepted and wait to be applied.
+    """One stream's changes that were accepted and wait for their last answer; each has a note until then.
 
     Attributes:
         waiting: oldest first.
@@ -42,43 +68,39 @@ class Answers:
 
     stream: StreamId
     waiting: list[Change] = field(default_factory=list)
-    _last_offset: int | None = None  # of the control records seen
 
-    def load(self, waiting: Sequence[Change]) -> None:
-        """Take over changes that were accepted before, and whose effect nobody has seen yet."""
-        self.waiting = list(waiting)
-        self._last_offset = max((one.offset for one in waiting), default=None)
-
-    def accepted(self, change: Change, version: str, due_in_s: float) -> Event:
+    def accepted(self, change: Change, version: str, due_in_s: float) -> Told:
         """Note that *change* waits; it will be asked for in *due_in_s* seconds at the latest."""
         self.waiting.append(change)
-        self._last_offset = change.offset
         data = {"predicates": version, "due_in_s": round(due_in_s, 3)}
-        return self._event("accepted", change, data)
+        return Told([self._event("accepted", change, data)], [self._note(change, _NOTE.encode(change))])
 
-    def unchanged(self, change: Change, version: str) -> Event:
+    def unchanged(self, change: Change, version: str) -> Told:
         """Say that *change* leaves what is asked for as it is."""
-        self._last_offset = change.offset
-        return self._event("unchanged", change, {"predicates": version})
+        return Told([self._event("unchanged", change, {"predicates": version})])
 
-    def superseded(self, by: Change) -> list[Event]:
+    def superseded(self, by: Change) -> Told:
         """Forget waiting changes of the same key: the newer record says what its publisher wants."""
         gone = [one for one in self.waiting if one.key == by.key]
-        self.waiting = [one for one in self.waiting if one.key != by.key]
-        return [self._event("superseded", one, {"by": by.as_dict()["offset"]}) for one in gone]
+        return self.settled("superseded", gone, {"by": by.as_dict()["offset"]})
 
-    def applied(
-        self, carried: Sequence[Change], data: Mapping[str, object]
-    ) -> tuple[list[Event], int | None]:
-        """Say of those of *carried* that still wait that they are in force.
-
-        Returns:
-            The answers, and the offset up to which all records are answered for good; None if unknown.
-        """
+    def settled(self, answer: str, carried: Sequence[Change], data: Mapping[str, object]) -> Told:
+        """Give those of *carried* that still wait their last answer."""
         done = [one for one in self.waiting if one in carried]
         self.waiting = [one for one in self.waiting if one not in carried]
-        offset = max((one.offset for one in carried), default=None) if self.waiting else self._last_offset
-        return [self._event("applied", one, data) for one in done], offset
+        return Told([self._event(answer, one, data) for one in done], [self._note(one, None) for one in done])
 
     def _event(self, answer: str, change: Change, data: Mapping[str, object]) -> Event:
         return Event(f"predicates.{answer}", self.stream, {**change.as_dict(), **data})
+
+    def _note(self, change: Change, value: bytes | None) -> Note:
+        return Note(f"{_WAITING}{self.stream}/{change.offset}", value)
+
+
+def noted_waiting(stream: StreamId, notes: Mapping[str, bytes]) -> list[Change]:
+    """Return the changes that have no last answer yet, oldest first."""
+    prefix = f"{_WAITING}{stream}/"
+    waiting = [
+        msgspec.json.decode(note, type=Change) for key, note in notes.items() if key.startswith(prefix)
+    ]
+    return sorted(waiting, key=lambda change: change.offset)

@@ -25,6 +25,7 @@ class Debounce:
     max_s: float
     _pending: int = field(default=0, init=False)
     _restarted_at: float = field(default=-math.inf, init=False)
+    _not_before: float = field(default=-math.inf, init=False)
 
     def put(self) -> None:
         """Count one more update that would change what is asked for."""
@@ -34,10 +35,15 @@ class Debounce:
         """Forget the pending updates: they cancelled each other out."""
         self._pending = 0
 
+    def postpone(self, until: float) -> None:
+        """Let nothing be due before *until*, or before a restart that comes sooner."""
+        self._not_before = until
+
     def restarted(self, now: float) -> None:
         """Take note that a connection with the newest predicates was asked for at *now*."""
         self._pending = 0
         self._restarted_at = now
+        self._not_before = -math.inf
 
     def deadline(self, *, idle: bool = False) -> float | None:
         """When the pending updates are due, or None if there are none. May lie in the past.
@@ -47,7 +53,8 @@ class Debounce:
         """
         if not self._pending:
             return None
-        return self._restarted_at + (self.min_s if idle else self.distance_s(self._pending))
+        due_at = self._restarted_at + (self.min_s if idle else self.distance_s(self._pending))
+        return max(due_at, self._not_before)
 
     def distance_s(self, pending: int) -> float:
         """How long after the last restart *pending* updates are due."""

@@ -33,6 +33,26 @@ class Limits(Protocol):
     def pattern(self) -> str | None:
         """What each matches as a whole."""
 
+    @property
+    def lower_case(self) -> bool:
+        """Whether case makes no difference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What one publisher asks of a stream.
+
+    Attributes:
+        is_paused: it is on record, but asks for nothing until its publisher says otherwise.
+    """
+
+    predicates: PredicateSet
+    is_paused: bool = False
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it in the shape of a control record's value."""
+        return {**self.predicates.as_dict(), **({"paused": True} if self.is_paused else {})}
+
 
 def stream_of(key: bytes | None) -> StreamId:
     """Return the stream a control key ``<stream>`` or ``<stream>/<publisher>`` is about.
@@ -48,8 +68,8 @@ def stream_of(key: bytes | None) -> StreamId:
         raise PredicatesRejected("key_not_utf8", f"the key {key[:40]!r} is not UTF-8") from None
 
 
-def parse(value: bytes, limits: Mapping[str, Limits]) -> PredicateSet:
-    """Read a control record's value: a JSON object of lists of strings.
+def parse(value: bytes, limits: Mapping[str, Limits]) -> Contribution:
+    """Read a control record's value: a JSON object of lists of strings, and whether it is ``paused``.
 
     Args:
         value: the record's value, e.g. ``b'{"track": ["kafka"]}'``.
@@ -69,6 +89,9 @@ def parse(value: bytes, limits: Mapping[str, Limits]) -> PredicateSet:
         raise PredicatesRejected("not_json", str(error)[:200]) from None
     if not isinstance(parsed, dict):
         raise PredicatesRejected("not_an_object", 'expected an object like {"track": ["kafka"]}')
+    is_paused = parsed.pop("paused", False)
+    if not isinstance(is_paused, bool):
+        raise PredicatesRejected("not_a_boolean", "expected true or false", "/paused")
     terms: dict[str, list[str]] = {}
     for name, values in parsed.items():
         pointer = _pointer(name)
@@ -81,7 +104,26 @@ def parse(value: bytes, limits: Mapping[str, Limits]) -> PredicateSet:
         most = limits[name].max_values
         if most is not None and len(set(terms[name])) > most:
             raise PredicatesRejected("too_many_values", f"the upstream takes {most}", pointer)
-    return PredicateSet.of(terms)
+    return Contribution(PredicateSet.of(terms), is_paused)
+
+
+def check_union(union: PredicateSet, before: PredicateSet, limits: Mapping[str, Limits]) -> None:
+    """Check what all publishers together ask for against what the upstream takes.
+
+    Args:
+        union: what they would ask for.
+        before: what they ask for now. A union that is too large already may shrink: limits change.
+        limits: the predicates the stream's upstream knows, by name.
+
+    Raises:
+        PredicatesRejected: they would ask for too much, and for more than before.
+    """
+    asked = before.as_dict()
+    for name, values in union.terms:
+        most = limits[name].max_values if name in limits else None
+        if most is not None and len(values) > max(most, len(asked.get(name, ()))):
+            detail = f"all publishers together would ask for {len(values)}; the upstream takes {most}"
+            raise PredicatesRejected("quota_exceeded", detail, _pointer(name))
 
 
 def schema(stream: StreamId, limits: Mapping[str, Limits]) -> dict[str, object]:
@@ -90,7 +132,10 @@ def schema(stream: StreamId, limits: Mapping[str, Limits]) -> dict[str, object]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"What one publisher asks of the stream {stream}",
         "type": "object",
-        "properties": {name: _schema_of(its) for name, its in sorted(limits.items())},
+        "properties": {
+            **{name: _schema_of(its) for name, its in sorted(limits.items())},
+            "paused": {"type": "boolean", "default": False},
+        },
         "additionalProperties": False,
     }
 
@@ -107,27 +152,31 @@ def _schema_of(limits: Limits) -> dict[str, object]:
 
 @dataclass(slots=True)
 class Contributions:
-    """One stream's predicate sets by control key; what is asked for is their union.
+    """One stream's contributions by control key; what is asked for is their union.
 
     Each team, tenant or service publishes its own key and never has to read, merge and write back.
     """
 
-    _by_key: dict[bytes, PredicateSet] = field(default_factory=dict)
+    _by_key: dict[bytes, Contribution] = field(default_factory=dict)
 
-    def put(self, key: bytes, predicates: PredicateSet | None) -> None:
+    def put(self, key: bytes, contribution: Contribution | None) -> None:
         """Replace what *key* contributes; None removes it."""
-        if predicates is None:
+        if contribution is None:
             self._by_key.pop(key, None)
         else:
-            self._by_key[key] = predicates
+            self._by_key[key] = contribution
 
-    def by_key(self) -> dict[bytes, PredicateSet]:
+    def get(self, key: bytes) -> Contribution | None:
+        """Return what *key* contributes."""
+        return self._by_key.get(key)
+
+    def by_key(self) -> dict[bytes, Contribution]:
         """Return what each key contributes."""
         return dict(self._by_key)
 
     def union(self) -> PredicateSet:
-        """Return what all contributions together ask for."""
-        return PredicateSet.union(self._by_key.values())
+        """Return what all contributions that are not paused ask for together."""
+        return PredicateSet.union(one.predicates for one in self._by_key.values() if not one.is_paused)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -163,6 +212,8 @@ def _term(term: object, limits: Limits, pointer: str) -> str:
         except UnicodeEncodeError:  # a lone surrogate, which JSON can spell and UTF-8 cannot
             raise PredicatesRejected("not_unicode", "a lone surrogate", pointer) from None
         term = unicodedata.normalize("NFC", term)  # what looks the same is the same
+    if limits.lower_case:
+        term = unicodedata.normalize("NFC", term.lower())
     if limits.max_bytes is not None and len(term.encode()) > limits.max_bytes:
         raise PredicatesRejected("too_long", f"the upstream takes {limits.max_bytes} bytes", pointer)
     if limits.pattern is not None and not re.fullmatch(limits.pattern, term, re.ASCII):

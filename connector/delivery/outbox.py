@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from connector.model import ControlRecord, DeadLetter, Event, Status, StreamId, Tenure
+from connector.model import ControlRecord, DeadLetter, Event, Note, Status, StreamId, Tenure
 
 
 @dataclass(slots=True, kw_only=True)
@@ -19,10 +19,10 @@ class Entry:
         stream: whose statuses and position these are.
         version: version of the predicate set in force for the statuses.
         cursor: the stream's cursor after the statuses.
-        applied: control offset up to which records have taken effect with this entry.
         attempts: when the stream's upstream was asked lately; see `Position`.
         handled: next control offset of the partition, once this entry is in the log.
         moves: control records to be written again to another partition: (record, partition).
+        notes: to be found again after a restart.
     """
 
     tenure: Tenure
@@ -30,12 +30,12 @@ class Entry:
     statuses: Sequence[Status] = ()
     version: str | None = None
     cursor: str | None = None
-    applied: int | None = None
     attempts: tuple[float, ...] | None = None
     events: Sequence[Event] = ()
     dead_letters: Sequence[DeadLetter] = ()
     handled: int | None = None
     moves: Sequence[tuple[ControlRecord, int]] = ()
+    notes: Sequence[Note] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -43,6 +43,7 @@ class Entry:
         return (
             sum(len(status.body) for status in self.statuses)
             + sum(len(letter.value or b"") for letter in self.dead_letters)
+            + sum(len(note.value or b"") for note in self.notes)
             + 500 * (1 + len(self.events))
         )
 

@@ -15,15 +15,12 @@ class _Record(msgspec.Struct, omit_defaults=True):
     seq: int
     cursor: str | None = None
     predicates: str | None = None
-    applied: int = -1
     attempts: tuple[float, ...] = ()
 
 
 def encode(position: Position) -> bytes:
     """Return the record's value."""
-    return msgspec.json.encode(
-        _Record(position.seq, position.cursor, position.predicates, position.applied, position.attempts)
-    )
+    return msgspec.json.encode(_Record(position.seq, position.cursor, position.predicates, position.attempts))
 
 
 def decode(value: bytes) -> Position:
@@ -36,7 +33,7 @@ def decode(value: bytes) -> Position:
         record = msgspec.json.decode(value, type=_Record)
     except (UnicodeDecodeError, RecursionError) as error:
         raise msgspec.DecodeError(str(error)) from error
-    return Position(record.seq, record.cursor, record.predicates, record.applied, record.attempts)
+    return Position(record.seq, record.cursor, record.predicates, record.attempts)
 
 
 def advance(
@@ -45,7 +42,6 @@ def advance(
     *,
     cursor: str | None = None,
     version: str | None = None,
-    applied: int | None = None,
     attempts: tuple[float, ...] | None = None,
 ) -> Position:
     """Return *position* after so many more statuses; None leaves a member as it is."""
@@ -53,6 +49,5 @@ def advance(
         seq=position.seq + statuses,
         cursor=position.cursor if cursor is None else cursor,
         predicates=position.predicates if version is None else version,
-        applied=position.applied if applied is None else max(position.applied, applied),
         attempts=position.attempts if attempts is None else attempts,
     )

@@ -27,10 +27,22 @@ class Restored:
     Attributes:
         handled: the first control offset not yet handled.
         positions: how far each stream has come.
+        notes: what else was written beside the positions, by key.
     """
 
     handled: int = 0
     positions: dict[StreamId, Position] = field(default_factory=dict)
+    notes: dict[str, bytes] = field(default_factory=dict)
+
+    def take(self, key: str, value: bytes | None) -> None:
+        """Take in a record of the positions topic."""
+        if value is None:
+            self.positions.pop(key, None)
+            self.notes.pop(key, None)
+        elif "/" in key:  # no stream's name has one
+            self.notes[key] = value
+        else:
+            self.positions[key] = positions.decode(value)
 
 
 def restore(
@@ -66,7 +78,7 @@ def restore(
         restored = Restored(handled)
         if start < end:
             mirror.offset = start
-            _read(consumer, mirror, end, deadline_at, restored.positions)
+            _read(consumer, mirror, end, deadline_at, restored)
     return restored
 
 
@@ -89,7 +101,7 @@ def _read(
     mirror: TopicPartition,
     end: int,
     deadline_at: float,
-    into: dict[StreamId, Position],
+    into: Restored,
 ) -> None:
     consumer.assign([mirror])
     while True:
@@ -98,10 +110,7 @@ def _read(
             if error is None:
                 key, value = message.key(), message.value()
                 assert key is not None
-                if value is None:
-                    into.pop(key.decode(), None)
-                else:
-                    into[key.decode()] = positions.decode(value)
+                into.take(key.decode(), value)
             elif error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 (the library's public name for it)
                 raise KafkaException(error)
             elif (message.offset() or 0) >= end:

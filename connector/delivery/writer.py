@@ -232,7 +232,6 @@ class Writer:
                 len(entry.statuses),
                 cursor=entry.cursor,
                 version=entry.version,
-                applied=entry.applied,
                 attempts=entry.attempts,
             )
             if after != before:
@@ -333,10 +332,12 @@ class Writer:
                 yield records.of_dead_letter(self.topics.dlq, letter)
             for moved, partition in entry.moves:
                 yield records.of_move(self.topics.predicates, moved, partition)
+            for key, note in entry.notes:
+                yield Record(self.topics.positions, note, key, [], entry.tenure.partition)
         for (partition, _), ledger in batch.ledgers.items():
             for stream in batch.moved & ledger.positions.keys():
                 encoded = positions.encode(ledger.positions[stream])
-                yield Record(self.topics.positions, encoded, stream, [], partition)
+                yield records.of_position(self.topics.positions, partition, stream, encoded)
 
     def _is_in_log(self, batch: _Batch) -> bool:
         consumer = Consumer(

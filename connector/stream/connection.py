@@ -1,4 +1,4 @@
-"""One HTTP response, as chunks of bytes. With `transport`, all that speaks HTTP to upstreams.
+"""One HTTP response, as chunks of bytes. With `transport` and `reply`, all that speaks HTTP to upstreams.
 
 Every connection has a client of its own, so it has its own socket, its address is looked up anew, and
 certificates that were rotated are read anew. Closing it closes the socket.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,18 +28,14 @@ from connector.errors import (
 from connector.stream.call import Call
 from connector.stream.credentials import Credentials, Outgoing
 from connector.stream.dialect import Liveness, Response
-from connector.stream.policy import reset_in_s, retry_after_s
+from connector.stream.reply import bad_status, check_content, redirected
+from connector.stream.rules import MAX_BODY_BYTES, sync
 from connector.stream.sockets import Sockets
 from connector.stream.transport import Tls, is_unreachable, network, said
 
-_ERROR_BODY_BYTES = 200
-"""How much of an error's body is worth reading: it may be a whole web page."""
-
-_ERROR_BODY_TIMEOUT_S = 5.0
 _MAX_REDIRECTS = 5
 _TOKEN_BYTES = 1 << 20
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_REDIRECTS_KEEPING_POST = frozenset({307, 308})
+_FOR_RULES = frozenset({200, 201, 400, 422})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +57,8 @@ class Target:
         credentials: asked at every attempt, so that a rotated secret is used without a restart.
         proxy: URL of an HTTP proxy.
         allow_link_local: whether the upstream may live at a link-local or metadata address.
+        rules_path: where its rules are, added to the path of *url*; None where it has none.
+        max_rules: how many it takes; None where it does not say.
     """
 
     url: str
@@ -70,6 +68,8 @@ class Target:
     tls: Tls = field(default_factory=Tls)
     proxy: str | None = None
     allow_link_local: bool = False
+    rules_path: str | None = None
+    max_rules: int | None = None
 
     def fingerprint(self) -> object:
         """Return what is equal as long as trying again would prove the same identity."""
@@ -82,10 +82,18 @@ class Connect(Protocol):
     def __call__(self, target: Target, call: Call) -> AsyncGenerator[Opened | bytes, None]:
         """Yield `Opened` and then chunks, until the server ends the body.
 
-        Closing the generator closes the socket.
+        Closing the generator closes the socket. The call's rules are the upstream's before it is sent.
 
         Raises:
             Disconnected: in one of its kinds.
+        """
+        ...
+
+    async def amend(self, target: Target, rules: Sequence[str]) -> None:
+        """Make *rules* the upstream's, over connections of its own; whatever stream is open follows them.
+
+        Raises:
+            Disconnected: in one of its kinds, as for a stream.
         """
         ...
 
@@ -103,26 +111,28 @@ class HttpConnect:
 
     async def __call__(self, target: Target, call: Call) -> AsyncGenerator[Opened | bytes, None]:
         """Open one connection; see `Connect`."""
+        async with self._requests(target) as requests:
+            if call.rules is not None:
+                await sync(requests.exchange, call.rules, target.max_rules)
+            response = await requests.stream(call)
+            async with aclosing(response):
+                yield Opened(response.headers.get("content-encoding", ""))
+                # Raw: httpx would stop silently after the first member of a gzip body.
+                chunks = response.aiter_raw()
+                while (chunk := await _next(chunks, target.liveness.stall_timeout_s)) is not None:
+                    yield chunk
+
+    async def amend(self, target: Target, rules: Sequence[str]) -> None:
+        """Make *rules* the upstream's; see `Connect`."""
+        async with self._requests(target) as requests:
+            await sync(requests.exchange, rules, target.max_rules)
+
+    @asynccontextmanager
+    async def _requests(self, target: Target) -> AsyncIterator[_Requests]:
         sockets = Sockets(allow_link_local=target.allow_link_local or target.proxy is not None)
-        try:
+        with _kinds(sockets):
             async with self._client(target, sockets) as client:
-                response = await _answer(client, target, call)
-                async with aclosing(response):
-                    yield Opened(response.headers.get("content-encoding", ""))
-                    # Raw: httpx would stop silently after the first member of a gzip body.
-                    chunks = response.aiter_raw()
-                    while (chunk := await _next(chunks, target.liveness.stall_timeout_s)) is not None:
-                        yield chunk
-        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError) as error:
-            # Bad chunk sizes and oversize headers pass the transport's own mapping by; and what no header,
-            # no host name and no UTF-8 can be is a ValueError somewhere below.
-            if not is_unreachable(error):
-                raise Disconnected(said(error)) from error
-            if sockets.refused is None:
-                raise Unreachable(said(error)) from error
-            raise Unsendable(
-                f"{sockets.refused} is a link-local or metadata address; allow_link_local permits it"
-            ) from error
+                yield _Requests(client, target)
 
     @asynccontextmanager
     async def _client(self, target: Target, sockets: Sockets) -> AsyncIterator[httpx.AsyncClient]:
@@ -145,6 +155,23 @@ class HttpConnect:
             yield client
 
 
+@contextmanager
+def _kinds(sockets: Sockets) -> Iterator[None]:
+    """Turn whatever the libraries raise into a kind of `Disconnected`."""
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError) as error:
+        # Bad chunk sizes and oversize headers pass the transport's own mapping by; and what no header,
+        # no host name and no UTF-8 can be is a ValueError somewhere below.
+        if not is_unreachable(error):
+            raise Disconnected(said(error)) from error
+        if sockets.refused is None:
+            raise Unreachable(said(error)) from error
+        raise Unsendable(
+            f"{sockets.refused} is a link-local or metadata address; allow_link_local permits it"
+        ) from error
+
+
 async def _next(chunks: AsyncIterator[bytes], stall_timeout_s: float) -> bytes | None:
     """Return the next chunk; None at the end.
 
@@ -157,53 +184,100 @@ async def _next(chunks: AsyncIterator[bytes], stall_timeout_s: float) -> bytes |
         raise Stalled(f"stalled: silent for {stall_timeout_s:g} s", stall_timeout_s) from None
 
 
-async def _answer(client: httpx.AsyncClient, target: Target, call: Call) -> httpx.Response:
-    """Return the answer whose body is the stream.
+@dataclass(slots=True)
+class _Requests:
+    """The requests of one attempt.
 
-    Raises:
-        Disconnected: in one of its kinds.
+    Attributes:
+        has_answered: the upstream is not unreachable any more, whatever fails from now on.
     """
-    origin = url = httpx.URL(target.url)
-    if call.query:
-        query = url.query + b"&" + call.query.encode() if url.query else call.query.encode()
-        try:
-            url = url.copy_with(query=query)
-        except httpx.InvalidURL as error:
-            raise Unsendable(f"the predicates make no address: {said(error)}") from error
-    for hop in range(_MAX_REDIRECTS + 1):
-        try:
-            response = await _send(client, target, call, url)
-        except (Unreachable, httpx.HTTPError, aiohttp.ClientError, OSError) as error:
-            if hop == 0:
-                raise
-            raise Disconnected(said(error)) from error  # not unreachable: it has answered before
-        is_proxys = target.proxy is not None and hop == 0
-        if response.status_code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED and is_proxys:
-            await response.aclose()
-            raise Unreachable("the proxy answered 407: it wants credentials")
-        if response.status_code == httpx.codes.OK:
+
+    client: httpx.AsyncClient
+    target: Target
+    has_answered: bool = False
+
+    async def stream(self, call: Call) -> httpx.Response:
+        """Return the answer whose body is the stream.
+
+        Raises:
+            Disconnected: in one of its kinds.
+        """
+        url = httpx.URL(self.target.url)
+        if call.query:
+            query = url.query + b"&" + call.query.encode() if url.query else call.query.encode()
             try:
-                _check_content(response.headers, target.response)
-            except Disconnected:
-                await response.aclose()
-                raise
-            return response
+                url = url.copy_with(query=query)
+            except httpx.InvalidURL as error:
+                raise Unsendable(f"the predicates make no address: {said(error)}") from error
+        response = await self._answer(call, url, frozenset({httpx.codes.OK}))
         try:
-            leads_to = _redirected(response, call.method, origin)
-            if leads_to is None:
-                if response.status_code == httpx.codes.UNAUTHORIZED:
-                    target.credentials.rejected()
-                now = time.time()
-                raise BadStatus(
-                    response.status_code,
-                    await _beginning(response),
-                    retry_after_s=retry_after_s(response.headers.get("retry-after", ""), now),
-                    reset_in_s=reset_in_s(response.headers.get("x-rate-limit-reset", ""), now),
-                )
-            url = leads_to
-        finally:
+            check_content(response.headers, self.target.response)
+        except Disconnected:
             await response.aclose()
-    raise BadStatus(response.status_code, f"more than {_MAX_REDIRECTS} redirects")
+            raise
+        return response
+
+    async def exchange(self, method: str, query: str, body: bytes) -> tuple[int, bytes]:
+        """Ask for the rules, or for other ones; see `rules.Exchange`."""
+        url = httpx.URL(self.target.url)
+        assert self.target.rules_path is not None, "a call has rules where the dialect says where they are"
+        path = url.raw_path.partition(b"?")[0].rstrip(b"/") + self.target.rules_path.encode()
+        url = url.copy_with(raw_path=path + b"?" + query.encode() if query else path)
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        if body:
+            headers["Content-Type"] = "application/json"
+        liveness = self.target.liveness
+        limit_s = liveness.connect_timeout_s + liveness.headers_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                response = await self._answer(Call(method, query, headers, body), url, _FOR_RULES)
+                async with aclosing(response):
+                    if response.is_success:
+                        check_content(response.headers, Response())
+                    return response.status_code, await _whole(response)
+        except TimeoutError:
+            raise Stalled(f"no answer about rules within {limit_s:g} s") from None
+
+    async def _answer(self, call: Call, url: httpx.URL, good: frozenset[int]) -> httpx.Response:
+        """Return the answer that comes in the end, with one of the *good* statuses.
+
+        Raises:
+            Disconnected: in one of its kinds.
+        """
+        target, origin = self.target, httpx.URL(self.target.url)
+        for _ in range(_MAX_REDIRECTS + 1):
+            try:
+                response = await _send(self.client, target, call, url)
+            except (Unreachable, httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+                if not self.has_answered:
+                    raise
+                raise Disconnected(said(error)) from error
+            is_proxys = target.proxy is not None and not self.has_answered
+            if response.status_code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED and is_proxys:
+                await response.aclose()
+                raise Unreachable("the proxy answered 407: it wants credentials")
+            self.has_answered = True
+            if response.status_code in good:
+                return response
+            try:
+                leads_to = redirected(response, call.method, origin)
+                if leads_to is None:
+                    if response.status_code == httpx.codes.UNAUTHORIZED:
+                        target.credentials.rejected()
+                    raise await bad_status(response)
+                url = leads_to
+            finally:
+                await response.aclose()
+        raise BadStatus(response.status_code, f"more than {_MAX_REDIRECTS} redirects")
+
+
+async def _whole(response: httpx.Response) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise WrongContent("answered with more than rules", is_declared=False)
+    return bytes(body)
 
 
 async def _send(client: httpx.AsyncClient, target: Target, call: Call, url: httpx.URL) -> httpx.Response:
@@ -251,55 +325,3 @@ async def _send(client: httpx.AsyncClient, target: Target, call: Call, url: http
 def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     """Return headers as bytes: the last event's id is UTF-8, which httpx would refuse."""
     return [(name.encode("ascii"), text.encode()) for name, text in headers.items()]
-
-
-def _redirected(response: httpx.Response, method: str, origin: httpx.URL) -> httpx.URL | None:
-    """Return where the answer leads, None if nowhere.
-
-    Only within one https origin: anything else would hand predicates and credentials to whoever answers
-    in the upstream's place.
-
-    Raises:
-        BadStatus: it leads somewhere that is not followed.
-    """
-    location = response.headers.get("location", "")
-    if response.status_code not in _REDIRECTS or not location:
-        return None
-    try:
-        url = response.request.url.join(location)
-        port = f":{url.port}" if url.port else ""
-        where = f"{url.scheme}://{url.host}{port}{url.path}"[:200]
-    except (httpx.InvalidURL, ValueError):
-        raise BadStatus(response.status_code, "a redirect to nowhere") from None
-    same = (url.scheme, url.host, url.port) == (origin.scheme, origin.host, origin.port)
-    keeps_method = method == "GET" or response.status_code in _REDIRECTS_KEEPING_POST
-    if url.scheme == "https" and same and keeps_method:
-        return url
-    raise BadStatus(
-        response.status_code, f"a redirect to {where} is not followed; if it is right, say so in url"
-    )
-
-
-def _check_content(headers: httpx.Headers, expected: Response) -> None:
-    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if expected.media_types:
-        if media_type not in expected.media_types:
-            raise WrongContent(f"answered {media_type or 'no media type'}", is_declared=True)
-    elif media_type in {"text/html", "application/xhtml+xml"}:
-        raise WrongContent("answered an HTML page", is_declared=False)
-    coding = headers.get("content-encoding", "").strip().lower()
-    coding = "gzip" if coding == "x-gzip" else coding
-    if coding not in {"", "identity", *expected.compression}:
-        raise WrongContent(f"answered in {coding[:40]!r}, which was not asked for", is_declared=False)
-
-
-async def _beginning(response: httpx.Response) -> str:
-    if response.headers.get("content-encoding", "identity").lower() != "identity":
-        return ""
-    try:
-        async with asyncio.timeout(_ERROR_BODY_TIMEOUT_S):
-            async for chunk in response.aiter_raw():
-                return " ".join(chunk[:_ERROR_BODY_BYTES].decode(errors="replace").split())
-    except (httpx.HTTPError, aiohttp.ClientError, OSError):
-        pass  # the status says how to go on, whatever becomes of its explanation
-    return ""

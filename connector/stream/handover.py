@@ -25,6 +25,7 @@ class Phase(Enum):
     OVERLAP = auto()  # the active one connected, a candidate between connections
     PROVING = auto()  # the active one connected, the candidate too, but silent so far
     DRAINING = auto()  # the candidate lives; the active one is read to its end
+    AMENDING = auto()  # the active one connected; the upstream's rules are being changed
     CLOSED = auto()  # final
 
 
@@ -33,6 +34,7 @@ class Signal(Enum):
 
     DUE = auto()  # changed predicates may be asked for now
     DUE_ALONE = auto()  # the same, where one connection is all there may be
+    DUE_RULES = auto()  # the same, where the upstream keeps them as rules
     CANCELLED = auto()  # the changes came to nothing: what is in force is what is wanted
     EMPTIED = auto()  # nothing is asked for any more
     ACTIVE_CONNECTED = auto()
@@ -41,6 +43,7 @@ class Signal(Enum):
     CANDIDATE_LIVE = auto()
     CANDIDATE_LOST = auto()
     DRAINED = auto()  # the active connection has nothing more to give
+    AMENDED = auto()  # the upstream's rules are changed
     STOP = auto()
 
 
@@ -53,6 +56,8 @@ class Action(Enum):
     RELEASE = auto()  # deliver what the candidate sent while the active one was drained
     PROMOTE = auto()  # close the active one, the candidate takes its place
     REPLACE = auto()  # close the active one; once its socket is closed, another starts
+    START_AMENDING = auto()
+    STOP_AMENDING = auto()
     STOP_ALL = auto()
 
 
@@ -89,6 +94,12 @@ def step(phase: Phase, signal: Signal) -> tuple[Phase, tuple[Action, ...]]:
             return Phase.OVERLAP, (Action.START_CANDIDATE,)
         case Phase.STEADY, Signal.DUE_ALONE:
             return Phase.CONNECTING, (Action.REPLACE,)
+        case Phase.STEADY, Signal.DUE_RULES:
+            return Phase.AMENDING, (Action.START_AMENDING,)
+        case Phase.AMENDING, Signal.AMENDED:
+            return Phase.STEADY, (Action.STOP_AMENDING,)
+        case Phase.AMENDING, Signal.ACTIVE_LOST:  # its next attempt brings the rules up to date
+            return Phase.CONNECTING, (Action.STOP_AMENDING,)
         case Phase.PROVING, Signal.DUE:
             return Phase.OVERLAP, (Action.STOP_CANDIDATE, Action.START_CANDIDATE)
         case ((Phase.OVERLAP | Phase.PROVING), Signal.CANCELLED):

@@ -20,7 +20,7 @@ LINGER_S = 60.0
 
 @dataclass(slots=True)
 class Overlap:
-    """The join, from the candidate's request to the switch, and for a while beyond it.
+    """The join, from the candidate's request to the switch, and for a while beyond it; nothing before.
 
     All times are readings of one monotonic clock, in seconds.
 
@@ -95,7 +95,7 @@ class Overlap:
         self._is_asked = False
 
     def after(self) -> Overlap:
-        """Return the overlap that follows while this one's ids still matter."""
+        """Return the overlap that follows: this one's ids may still matter."""
         return Overlap(_from_new=self._from_old | self._from_new)
 
     def release(self) -> Sequence[Status]:

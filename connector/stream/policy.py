@@ -6,6 +6,7 @@ Two questions, answered apart: `classify` says what kind of failure it was, `Pac
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -16,6 +17,7 @@ from connector.errors import (
     BadStatus,
     Disconnected,
     EndedByServer,
+    RulesRefused,
     Unsendable,
     WrongContent,
 )
@@ -32,22 +34,33 @@ class Outcome(Enum):
     HTTP = "http"  # statuses and bodies that say "not now": the HTTP rule
     RATE_LIMITED = "rate_limited"  # too often or too many: its own rule, or what the answer asks for
     ENDED = "ended"  # the server announced that it closes: as a stream that ends
+    REPLACED = "replaced"  # the same, because a newer connection took over
+    CROWDED = "crowded"  # one connection too many: as a rate limit
     REFUSED = "refused"  # will not work until predicates, credentials or configuration change
+
+
+_BROKEN = frozenset({Outcome.NETWORK, Outcome.ENDED, Outcome.REPLACED})
+_LIMITED = frozenset({Outcome.RATE_LIMITED, Outcome.CROWDED})
 
 
 def classify(error: Disconnected, dialect: Dialect) -> Outcome:
     """Return the class of *error*."""
     policy, notice = dialect.policy, dialect.messages.disconnect
+    crowded = policy.too_many_connections
     match error:
+        case BadStatus() if crowded and re.search(crowded, str(error)):
+            return Outcome.CROWDED
         case BadStatus(status=status) if status in policy.rate_limited:
             return Outcome.RATE_LIMITED
         case BadStatus(status=status) if status in policy.refused:
             return Outcome.REFUSED
         case EndedByServer(code=code) if notice and code in {str(one) for one in notice.refused}:
             return Outcome.REFUSED
+        case EndedByServer(code=code) if notice and code in {str(one) for one in notice.replaced}:
+            return Outcome.REPLACED
         case EndedByServer():
             return Outcome.ENDED
-        case Unsendable() | WrongContent(is_declared=True):
+        case Unsendable() | RulesRefused() | WrongContent(is_declared=True):
             return Outcome.REFUSED
         case BadStatus() | WrongContent():
             return Outcome.HTTP
@@ -84,22 +97,22 @@ class Pace:
         """
         if was_healthy:
             self._reset()
-        if was_healthy and outcome in {Outcome.NETWORK, Outcome.ENDED}:
-            delay_s = 0.0
-        else:
-            delay_s = next(self._delays[outcome])
-        if outcome in {Outcome.NETWORK, Outcome.ENDED}:
+        delay_s = 0.0 if was_healthy and outcome in _BROKEN else next(self._delays[outcome])
+        if outcome in _BROKEN:
             delay_s = max(delay_s, min(floor_s, self.dialect.backoff.http.cap_s))
         return max(delay_s, min(asked_s or 0.0, MAX_WAIT_S))
 
     def _reset(self) -> None:
         rules, slow_s = self.dialect.backoff, self.dialect.policy.retry_refused_after_s
         network = rules.network.backoff().delays(self.rng)
+        limited = rules.rate_limited.backoff().delays(self.rng)
         self._delays = {
             Outcome.NETWORK: network,
             Outcome.ENDED: network,
+            Outcome.REPLACED: network,
             Outcome.HTTP: rules.http.backoff().delays(self.rng),
-            Outcome.RATE_LIMITED: rules.rate_limited.backoff().delays(self.rng),
+            Outcome.RATE_LIMITED: limited,
+            Outcome.CROWDED: limited,
             Outcome.REFUSED: _always(slow_s),
         }
 
@@ -108,7 +121,7 @@ def asked_s(error: Disconnected, outcome: Outcome) -> float | None:
     """Return how long the upstream asks to wait; None if it does not."""
     if not isinstance(error, BadStatus):
         return None
-    resets_s = error.reset_in_s if outcome is Outcome.RATE_LIMITED else None
+    resets_s = error.reset_in_s if outcome in _LIMITED else None
     return max((wait_s for wait_s in (error.retry_after_s, resets_s) if wait_s is not None), default=None)
 
 

@@ -134,6 +134,7 @@ class Reader:
             asked = self.ask()
             yield Connecting()
             live_at: float | None = None
+            opened_at: float | None = None
             intake: Intake | None = None
             error = Disconnected("the server ended the stream")
             try:
@@ -141,6 +142,7 @@ class Reader:
                 async with aclosing(self.connect(self.target, request)) as chunks:
                     async for chunk in chunks:
                         if isinstance(chunk, Opened):
+                            opened_at = clock()
                             intake = Intake(self.dialect, decoder, chunk.coding)
                             yield Connected()
                             continue
@@ -164,7 +166,7 @@ class Reader:
                 if isinstance(error, Unreachable):
                     self.budget.refund(spent_at)
             outcome = classify(error, self.dialect)
-            was_healthy = live_at is not None and clock() - live_at >= self.dialect.liveness.healthy_after_s
+            was_healthy = self._was_healthy(clock(), opened_at, live_at)
             delay_s = pace.after(
                 outcome,
                 was_healthy=was_healthy,
@@ -175,30 +177,48 @@ class Reader:
                 str(error),
                 outcome,
                 max(delay_s, self.budget.wait_s(self.wall())),
-                code=_code(error),
+                code=code_of(error),
                 is_stall=isinstance(error, Stalled),
                 silent_s=error.silent_s if isinstance(error, Stalled) else 0.0,
                 discarded=intake.end() if intake else Counter(),
             )
-            if outcome is Outcome.REFUSED:
-                await self._until_changed(proof, delay_s)
-            else:
-                await asyncio.sleep(delay_s)
+            await wait(outcome, delay_s, self.target, proof, self.changed)
 
-    async def _until_changed(self, proof: object, delay_s: float) -> None:
-        """Wait for something else to ask for, for other credentials than *proof*, or for *delay_s*."""
-        clock = asyncio.get_running_loop().time
-        until = clock() + delay_s
-        while (left_s := until - clock()) > 0 and self.target.fingerprint() == proof:
-            try:
-                async with asyncio.timeout(min(left_s, _LOOK_S)):
-                    await self.changed.wait()
-            except TimeoutError:
-                continue
-            return
+    def _was_healthy(self, now: float, opened_at: float | None, live_at: float | None) -> bool:
+        liveness = self.dialect.liveness
+        if live_at is None and opened_at is not None and liveness.grace_s is not None:
+            live_at = opened_at + liveness.grace_s
+        return live_at is not None and now - live_at >= liveness.healthy_after_s
 
 
-def _code(error: Disconnected) -> str | None:
+async def wait(
+    outcome: Outcome, delay_s: float, target: Target, proof: object, changed: asyncio.Event
+) -> None:
+    """Wait for *delay_s*; after a refusal only until there is something else to ask for, or to prove.
+
+    Args:
+        outcome: of the last attempt.
+        delay_s: until the next one.
+        target: whose credentials may change.
+        proof: of identity, as of the last attempt.
+        changed: says that there is something else to ask for.
+    """
+    if outcome is not Outcome.REFUSED:
+        await asyncio.sleep(delay_s)
+        return
+    clock = asyncio.get_running_loop().time
+    until = clock() + delay_s
+    while (left_s := until - clock()) > 0 and target.fingerprint() == proof:
+        try:
+            async with asyncio.timeout(min(left_s, _LOOK_S)):
+                await changed.wait()
+        except TimeoutError:
+            continue
+        return
+
+
+def code_of(error: Disconnected) -> str | None:
+    """Return the HTTP status, or the kind of the server's announcement."""
     match error:
         case BadStatus(status=status):
             return str(status)

@@ -63,6 +63,7 @@ class Attempt:
     form: Mapping[str, str]
     at: float
     headers: Mapping[str, str] = field(default_factory=dict)
+    rules: Sequence[str] | None = None
     closed_at: float | None = None
 
 
@@ -72,18 +73,34 @@ class Script:
 
     Attributes:
         closing_s: how long it takes to close one, as TLS may.
+        amending: what becomes of each change of the rules, in order: nothing bad, an error, or a delay;
+            beyond its end nothing bad.
+        amendments: the rules of each change, and when it began.
     """
 
     connections: Sequence[Sequence[Step]]
     closing_s: float = 0.0
     attempts: list[Attempt] = field(default_factory=list)
     most_open: int = 0
+    amending: Sequence[Exception | Wait | None] = ()
+    amendments: list[tuple[list[str], float]] = field(default_factory=list)
+
+    async def amend(self, target: Target, rules: Sequence[str]) -> None:
+        number = len(self.amendments)
+        self.amendments.append((list(rules), asyncio.get_running_loop().time()))
+        match self.amending[number] if number < len(self.amending) else None:
+            case Wait(seconds):
+                await asyncio.sleep(seconds)
+            case Exception() as error:
+                raise error
 
     async def __call__(self, target: Target, call: Call) -> AsyncGenerator[Opened | bytes, None]:
         clock = asyncio.get_running_loop().time
         number = len(self.attempts)
         assert number < len(self.connections), f"connection {number + 1} is not in the script"
-        attempt = Attempt(dict(parse_qsl(call.body.decode() or call.query)), clock(), call.headers)
+        attempt = Attempt(
+            dict(parse_qsl(call.body.decode() or call.query)), clock(), call.headers, call.rules
+        )
         self.attempts.append(attempt)
         self.most_open = max(self.most_open, sum(one.closed_at is None for one in self.attempts))
         try:

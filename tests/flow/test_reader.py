@@ -189,7 +189,7 @@ async def test_a_disconnect_notice_ends_the_connection(looptime) -> None:
     events = await take(reader(script), 6)
     assert events[:5] == [TRY, Connected(), Live(), ["1"], []]
     said = 'the server said {"code":7,"reason":"admin logout"}'
-    assert events[5] == Lost(said, Outcome.ENDED, 0.25, code="7")
+    assert events[5] == Lost(said, Outcome.REPLACED, 0.25, code="7")
     assert script.attempts[0].closed_at == 0
 
 

@@ -3,110 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
-from random import Random
 
 import pytest
-from script import LINES, RESUMABLE, TARGET, Hang, Script, Step, Wait, line, lines, manners
+from script import LINES, RESUMABLE, TARGET, Hang, Step, Wait, line, lines
+from story import OK, Story, flow
 
-from connector.control.answers import Change
-from connector.control.debounce import Debounce
-from connector.delivery.outbox import Outbox
 from connector.errors import BadStatus, Disconnected, Stalled
-from connector.lifecycle import Lifecycle
-from connector.model import PredicateSet, Tenure
-from connector.ops.metrics import Metrics
-from connector.outlet import Outlet
-from connector.stream.budget import Budget
-from connector.stream.connection import Opened
+from connector.model import PredicateSet
 from connector.stream.credentials import NoCredentials
 from connector.stream.handover import Phase
-from connector.stream.reader import Ask, Reader
-from connector.subscription import Subscription
 
 pytestmark = pytest.mark.looptime
-
-OK = Opened()
-
-
-class Story:
-    """One subscription over scripted connections, and what it put into the outbox."""
-
-    def __init__(self, *connections: list[Step], override=LINES, debounce=(2, 2), capacity=1 << 20) -> None:
-        self.script = Script(connections)
-        self.outbox = Outbox(capacity)
-        dialect = manners(override)
-        limit = dialect.budget
-        budget = Budget() if limit is None else Budget(limit.attempts, limit.window_s)
-        wall = asyncio.get_running_loop().time
-
-        def reader(ask: Callable[[], Ask]) -> Reader:
-            return Reader(
-                connect=self.script,
-                target=TARGET,
-                dialect=dialect,
-                ask=ask,
-                budget=budget,
-                wall=wall,
-                rng=Random(1),
-            )
-
-        self.subscription = Subscription(
-            stream="tech",
-            outlet=Outlet("tech", Tenure(0, 1), self.outbox, None),
-            reader=reader,
-            handover=dialect.handover,
-            debounce=Debounce(*debounce),
-            budget=budget,
-            lifecycle=Lifecycle(
-                stream="tech", metrics=Metrics(), can_resume=dialect.resume is not None, wall=wall
-            ),
-        )
-        self._offset = 0
-        self._parts: dict[str, PredicateSet] = {}
-        self._taken = []
-
-    def publish(self, *track: str, key: str = "tech") -> None:
-        """Publish a record under *key*; without terms it is removed."""
-        self._parts[key] = PredicateSet.of({"track": track})
-        self.subscription.change(PredicateSet.union(self._parts.values()), Change(key, 0, self._offset))
-        self._offset += 1
-
-    def entries(self) -> list:
-        self._taken += self.outbox.take(1 << 30)
-        return self._taken
-
-    def ids(self) -> list[int]:
-        return [int(status.id) for entry in self.entries() for status in entry.statuses]
-
-    def answers(self) -> dict[int, list[str]]:
-        """Return what was answered, by offset of the record."""
-        told: dict[int, list[str]] = {}
-        for event in self.events("predicates."):
-            told.setdefault(event.data["offset"], []).append(event.type.partition(".")[2])
-        return told
-
-    def events(self, kind: str) -> list:
-        return [event for one in self.entries() for event in one.events if event.type.startswith(kind)]
-
-    def asked(self) -> list[str]:
-        return [attempt.form["track"] for attempt in self.script.attempts]
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        running = asyncio.create_task(self.subscription.run())
-        yield
-        self.subscription.stop()
-        await running
-        assert self.subscription.phase is Phase.CLOSED
-        assert all(attempt.closed_at is not None for attempt in self.script.attempts)
-
-
-def flow(first: int, last: int, every_s: float = 1.0) -> list[Step]:
-    """One status each second."""
-    return [step for number in range(first, last + 1) for step in (line(number), Wait(every_s))]
 
 
 async def test_an_idle_stream_starts_at_once_with_all_that_came_together(looptime) -> None:
@@ -254,7 +162,7 @@ async def test_a_refused_candidate_waits_for_something_else_to_ask_for(looptime)
     assert refused.data["retry_in_s"] == 900
     assert story.answers() == {
         0: ["accepted", "applied"],
-        1: ["accepted", "superseded"],
+        1: ["accepted", "refused"],
         2: ["accepted", "applied"],
     }
 
@@ -277,11 +185,15 @@ async def test_what_was_in_force_goes_on_while_the_newest_is_refused(looptime) -
         assert [attempt.at for attempt in story.script.attempts] == [0, 20, 40]
         assert story.asked() == ["a", "b", "a"]
         assert story.subscription.is_live
-        assert story.answers() == {0: ["accepted", "applied"], 1: ["accepted"]}
+        (refused,) = story.events("predicates.refused")
+        a, b = (PredicateSet.of({"track": [word]}).version for word in "ab")
+        assert (refused.data["predicates"], refused.data["in_force"]) == (b, a)
+        assert (refused.data["reason"], refused.data["retry_in_s"]) == ("HTTP 406", 900)
         await asyncio.sleep(60)
     assert story.asked() == ["a", "b", "a", "b"]
     assert story.script.attempts[3].at == 60
-    assert story.answers() == {0: ["accepted", "applied"], 1: ["accepted", "applied"]}
+    assert [event.data["predicates"] for event in story.events("connection.live")] == [a, a, b]
+    assert story.answers() == {0: ["accepted", "applied"], 1: ["accepted", "refused"]}
     assert story.ids() == list(range(1, len(story.ids()) + 1))
 
 
@@ -298,7 +210,7 @@ async def test_where_one_connection_is_allowed_a_refused_change_is_taken_back(lo
         await asyncio.sleep(600)
         assert story.subscription.is_live
         assert story.asked() == ["a", "b", "a"]
-        assert story.answers() == {0: ["accepted", "applied"], 1: ["accepted"]}
+        assert story.answers() == {0: ["accepted", "applied"], 1: ["accepted", "refused"]}
         story.publish("c")
         await asyncio.sleep(10)
     assert story.asked() == ["a", "b", "a", "c"]
@@ -862,8 +774,8 @@ async def test_a_refused_candidate_costs_no_memory(looptime) -> None:
     assert remembered <= 2400  # what the old one brought since the last attempt, 240 s ago at most
 
 
-async def test_a_record_answered_unchanged_is_not_answered_again_after_a_restart(looptime) -> None:
-    """Its offset counts as applied as soon as nobody before it waits."""
+async def test_who_waits_for_an_answer_is_noted_until_he_has_it(looptime) -> None:
+    """Who was told `unchanged` never waits, and whom a newer record of his supersedes waits no more."""
     story = Story([OK, line(1), Hang()], [OK, line(2), Hang()])
     async with story.running():
         story.publish("a")
@@ -872,4 +784,8 @@ async def test_a_record_answered_unchanged_is_not_answered_again_after_a_restart
         story.publish("b", key="tech/other")
         await asyncio.sleep(5)
     assert story.answers()[2] == ["unchanged"]
-    assert max(entry.applied for entry in story.entries() if entry.applied is not None) == 2
+    notes = [note for entry in story.entries() for note in entry.notes]
+    assert [(note.key, note.value is None) for note in notes] == [
+        *[("waiting/tech/0", False), ("waiting/tech/0", True)],
+        *[("waiting/tech/1", False), ("waiting/tech/1", True)],
+    ]

@@ -28,7 +28,7 @@ def test_every_dialect_that_is_shipped_loads(name):
 
 
 def test_these_dialects_are_shipped():
-    assert dialect.names() == ["ndjson", "sse", "twitter-v1"]
+    assert dialect.names() == ["ndjson", "sse", "twitter-v1", "x-v2"]
 
 
 def test_a_dialect_nobody_ships_is_not_found():

@@ -54,7 +54,10 @@ def test_every_reason_for_a_rejection_is_explained():
 def test_every_answer_is_explained():
     source = (DOCS.parent / "connector" / "control" / "answers.py").read_text("utf-8")
     source += (DOCS.parent / "connector" / "supervisor.py").read_text("utf-8")
-    answers = set(re.findall(r'_event\("(\w+)"', source)) | set(re.findall(r'"predicates\.(\w+)"', source))
+    source += (DOCS.parent / "connector" / "control" / "demand.py").read_text("utf-8")
+    answers = set(re.findall(r'(?:_event|settled)\("(\w+)"', source)) | set(
+        re.findall(r'"predicates\.(\w+)"', source)
+    )
     explained = (DOCS / "predicates.md").read_text("utf-8")
-    assert answers >= {"accepted", "applied", "rejected"}
+    assert answers >= {"accepted", "applied", "refused", "rejected"}
     assert {one for one in answers if f"`predicates.{one}`" not in explained} == set()

@@ -13,7 +13,8 @@ from connector.errors import IllegalTransition
 from connector.stream.handover import MAY_RESTART, Action, Phase, Signal, step
 
 IDLE, CONNECTING, STEADY = Phase.IDLE, Phase.CONNECTING, Phase.STEADY
-OVERLAP, PROVING, DRAINING, CLOSED = Phase.OVERLAP, Phase.PROVING, Phase.DRAINING, Phase.CLOSED
+OVERLAP, PROVING, DRAINING = Phase.OVERLAP, Phase.PROVING, Phase.DRAINING
+AMENDING, CLOSED = Phase.AMENDING, Phase.CLOSED
 
 TABLE = {
     (IDLE, Signal.DUE): (CONNECTING, [Action.START_ACTIVE]),
@@ -56,6 +57,12 @@ TABLE = {
     (DRAINING, Signal.DRAINED): (STEADY, [Action.RELEASE, Action.PROMOTE]),
     (DRAINING, Signal.STOP): (CLOSED, [Action.RELEASE, Action.STOP_ALL]),
     #
+    (STEADY, Signal.DUE_RULES): (AMENDING, [Action.START_AMENDING]),
+    (AMENDING, Signal.AMENDED): (STEADY, [Action.STOP_AMENDING]),
+    (AMENDING, Signal.ACTIVE_LOST): (CONNECTING, [Action.STOP_AMENDING]),
+    (AMENDING, Signal.EMPTIED): (IDLE, [Action.STOP_ALL]),
+    (AMENDING, Signal.STOP): (CLOSED, [Action.STOP_ALL]),
+    #
     (CLOSED, Signal.STOP): (CLOSED, []),
 }
 
@@ -83,11 +90,12 @@ class Readers:
     phase: Phase = IDLE
     active: int | None = None
     candidate: int | None = None
+    amending: int | None = None
     started: count[int] = field(default_factory=lambda: count(1))
 
     @property
     def alive(self) -> list[int]:
-        return [reader for reader in (self.active, self.candidate) if reader is not None]
+        return [reader for reader in (self.active, self.candidate, self.amending) if reader is not None]
 
     def signal(self, signal: Signal) -> tuple[Action, ...]:
         self.phase, actions = step(self.phase, signal)
@@ -115,8 +123,14 @@ class Readers:
                 self.active = next(self.started)
             case Action.RELEASE:
                 assert self.candidate is not None
+            case Action.START_AMENDING:
+                assert self.candidate is None
+                self.amending = next(self.started)
+            case Action.STOP_AMENDING:
+                assert self.amending is not None
+                self.amending = None
             case Action.STOP_ALL:
-                self.active = self.candidate = None
+                self.active = self.candidate = self.amending = None
         assert len(self.alive) <= 2
 
 
@@ -127,6 +141,7 @@ ENDS_THE_ACTIVE = {
     OVERLAP: {Signal.STOP, Signal.EMPTIED, Signal.ACTIVE_LOST},
     PROVING: {Signal.STOP, Signal.EMPTIED, Signal.ACTIVE_LOST},
     DRAINING: {Signal.STOP, Signal.EMPTIED, Signal.ACTIVE_LOST, Signal.DRAINED},
+    AMENDING: {Signal.STOP, Signal.EMPTIED},
     CLOSED: set(),
 }
 
@@ -149,7 +164,7 @@ def test_no_walk_breaks_a_connection_before_its_successor_is_made(data):
             assert actions[0] is Action.RELEASE, "what is held goes out while the candidate is known"
         if before is DRAINING and readers.phase is not DRAINING:
             assert Action.RELEASE in actions
-        expected = {IDLE: 0, CONNECTING: 1, STEADY: 1, OVERLAP: 2, PROVING: 2, DRAINING: 2}
+        expected = {IDLE: 0, CONNECTING: 1, STEADY: 1, OVERLAP: 2, PROVING: 2, DRAINING: 2, AMENDING: 2}
         assert len(readers.alive) == expected[readers.phase]
     readers.signal(Signal.STOP)
     assert readers.phase is CLOSED

@@ -18,7 +18,6 @@ positions = st.builds(
     seq=st.integers(0, 2**64 - 1),
     cursor=st.none() | text,
     predicates=st.none() | text,
-    applied=st.integers(-1, 2**63 - 1),
 )
 
 
@@ -28,11 +27,10 @@ def test_a_position_is_read_back_as_it_was_written(position):
 
 
 def test_a_position_is_json_for_whoever_looks_at_the_topic():
-    assert json.loads(encode(Position(7, "c-7", "4f53cda18c2b", 3))) == {
+    assert json.loads(encode(Position(7, "c-7", "4f53cda18c2b"))) == {
         "seq": 7,
         "cursor": "c-7",
         "predicates": "4f53cda18c2b",
-        "applied": 3,
     }
     assert json.loads(encode(Position(seq=7))) == {"seq": 7}
 
@@ -45,7 +43,7 @@ def test_members_of_a_later_release_are_passed_over():
     "value",
     [
         b"", b"null", b"7", b"[]", b"{}", b'{"seq":null}', b'{"seq":"7"}', b'{"seq":1.5}', b'{"seq":7',
-        b'{"seq":7,"cursor":7}', b'{"seq":7,"applied":null}', b'{"seq":7}{"seq":8}', b"\xff", b"not json",
+        b'{"seq":7,"cursor":7}', b'{"seq":7,"attempts":null}', b'{"seq":7}{"seq":8}', b"\xff", b"not json",
     ],
 )  # fmt: skip
 def test_what_is_not_ours_is_refused(value):
@@ -53,11 +51,11 @@ def test_what_is_not_ours_is_refused(value):
         decode(value)
 
 
-START = Position(seq=5, cursor="c-5", predicates="old", applied=3)
+START = Position(seq=5, cursor="c-5", predicates="old")
 
 
 def test_statuses_are_counted():
-    assert advance(START, 4, cursor="c-9") == Position(9, "c-9", "old", 3)
+    assert advance(START, 4, cursor="c-9") == Position(9, "c-9", "old")
 
 
 def test_what_is_not_known_stays_as_it_is():
@@ -65,7 +63,7 @@ def test_what_is_not_known_stays_as_it_is():
 
 
 def test_a_new_predicate_set_is_noted():
-    assert advance(START, 0, version="new", applied=8) == Position(5, "c-5", "new", 8)
+    assert advance(START, 0, version="new") == Position(5, "c-5", "new")
 
 
 def test_attempts_are_noted():
@@ -80,12 +78,6 @@ def test_a_cursor_may_be_reset():
     assert advance(START, 0, cursor="").cursor == ""
 
 
-def test_records_once_applied_stay_so():
-    assert advance(START, 0, applied=1).applied == 3
-
-
-@given(positions, st.integers(0, 1000), st.none() | st.integers(-1, 10))
-def test_a_position_never_goes_back(position, statuses, applied):
-    after = advance(position, statuses, applied=applied)
-    assert after.seq == position.seq + statuses
-    assert after.applied >= position.applied
+@given(positions, st.integers(0, 1000))
+def test_a_position_never_goes_back(position, statuses):
+    assert advance(position, statuses).seq == position.seq + statuses

@@ -376,4 +376,4 @@ def test_mistakes_of_a_publisher_are_named(config, arguments, mistake):
 def test_the_schema_of_a_stream_is_json(config):
     said = CliRunner().invoke(main, ["predicates", "schema", "tech", "--config", str(config(GOOD))])
     assert said.exit_code == 0
-    assert json.loads(said.stdout)["properties"].keys() == {"follow", "locations", "track"}
+    assert json.loads(said.stdout)["properties"].keys() == {"follow", "locations", "paused", "track"}
