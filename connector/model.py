@@ -18,10 +18,17 @@ MOVED_FROM = "moved-from"
 
 
 class Status(NamedTuple):
-    """One status: *id* becomes the record's key; *body* is byte for byte what the upstream sent."""
+    """One status.
+
+    Attributes:
+        id: becomes the record's key.
+        body: byte for byte what the upstream sent.
+        rules: which predicates it matched, in the upstream's own JSON; empty where it does not say.
+    """
 
     id: str
     body: bytes
+    rules: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,11 @@ def of_statuses(
 ) -> Iterator[Record]:
     """Yield the records of *statuses*, numbered on from *after_seq*."""
     shared: Headers = [("stream", stream.encode()), ("predicates", version.encode())]
-    for seq, (identity, body) in enumerate(statuses, after_seq + 1):
-        yield Record(topic, body, identity, [*shared, ("seq", b"%d" % seq)])
+    for seq, (identity, body, rules) in enumerate(statuses, after_seq + 1):
+        headers = [*shared, ("seq", b"%d" % seq)]
+        if rules:
+            headers.append(("rules", rules))
+        yield Record(topic, body, identity, headers)
 
 
 def of_event(topic: str, source: str, identity: str, at: float, event: Event) -> Record:

@@ -173,8 +173,8 @@ class Messages(_Group):
 
     disconnect: Disconnect | None = None
 
-    rules: JsonPointer | None = None
-    """Where a status says which predicates it matched, in whatever form: it becomes the header ``rules``."""
+    rules: Annotated[str, Field(pattern=r"^/[^/]+$")] | None = None
+    """A status's own member that says which predicates it matched: it becomes the header ``rules``."""
 
 
 class Resume(_Group):
@@ -309,6 +309,10 @@ class Dialect(_Group):
             raise ValueError("rules: a dialect has them where handover.strategy is 'rules', and only there")
         if self.rules is not None and request.predicates.keys() != {self.rules.predicate}:
             raise ValueError("rules.predicate: it has to be the dialect's only predicate")
+        cursor = None if resume is None else resume.cursor
+        matched = self.messages.rules
+        if matched and any(f"{one}/".startswith(f"{matched}/") for one in (self.messages.id, cursor) if one):
+            raise ValueError("messages.rules: neither messages.id nor resume.cursor can lie within it")
         if resume is None:
             return self
         if resume.cursor is None and self.framing.kind != "sse":
@@ -316,11 +320,15 @@ class Dialect(_Group):
         taken = {*request.parameters, *(rule.parameter or name for name, rule in request.predicates.items())}
         if resume.parameter in taken:
             raise ValueError(f"resume.parameter: {resume.parameter!r} is a parameter already")
-        if resume.cursor is not None:
-            one, other = f"{self.messages.id}/", f"{resume.cursor}/"
-            if one != other and (one.startswith(other) or other.startswith(one)):
-                raise ValueError("messages.id and resume.cursor: one cannot lie within the other")
+        if resume.cursor is not None and _within(self.messages.id, resume.cursor):
+            raise ValueError("messages.id and resume.cursor: one cannot lie within the other")
         return self
+
+
+def _within(one: str, other: str) -> bool:
+    """Whether one of two different pointers leads into what the other leads to."""
+    one, other = f"{one}/", f"{other}/"
+    return one != other and (one.startswith(other) or other.startswith(one))
 
 
 def names() -> list[str]:

@@ -24,6 +24,7 @@ MAX_NOTICE_BYTES = 4096
 """Longest notice that is passed on as JSON; of a longer one the beginning, as text."""
 
 _ABSENT = msgspec.UNSET
+_NOT_THERE = msgspec.Raw(b"")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # no header takes them
 # Deep nesting raises RecursionError, which msgspec does not wrap.
 _UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
@@ -79,8 +80,12 @@ class Decoder:
     def __init__(self, dialect: Dialect) -> None:
         """Compile the dialect's JSON pointers into typed decoders."""
         cursor = None if dialect.resume is None else dialect.resume.cursor
-        self._status = msgspec.json.Decoder(_shape([one for one in (cursor, dialect.messages.id) if one]))
+        rules = dialect.messages.rules
+        self._status = msgspec.json.Decoder(
+            _shape([one for one in (cursor, dialect.messages.id) if one], rules)
+        )
         self._id = attrgetter(_path(dialect.messages.id))
+        self._rules = None if rules is None else attrgetter(_path(rules))
         self._cursor = None if cursor is None else attrgetter(_path(cursor))
         self._cursor_of_event = dialect.resume is not None and cursor is None
         self._events = frozenset(dialect.messages.events)
@@ -126,6 +131,11 @@ class Decoder:
             decode, get_id = self._status.decode, self._id
             decoded = [decode(frame) for frame in frames]
             statuses = [Status(str(get_id(one)), frame) for one, frame in zip(decoded, frames, strict=True)]
+            if self._rules is not None:
+                statuses = [
+                    status._replace(rules=bytes(self._rules(one)))
+                    for status, one in zip(statuses, decoded, strict=True)
+                ]
         except _UNREADABLE:
             return self._decode_each(frames, marks, cursor_of, last_cursor)  # find out which is no status
         if not all(status.id for status in statuses):
@@ -163,7 +173,8 @@ class Decoder:
                         disconnect = announced
                 continue
             if identity := str(self._id(message)):
-                statuses.append(Status(identity, frame))
+                rules = b"" if self._rules is None else bytes(self._rules(message))
+                statuses.append(Status(identity, frame, rules))
                 kept.append(message if marks is None else marks[at])
             else:
                 malformed.append(Malformed("no_id", "the id is empty", frame))
@@ -214,8 +225,8 @@ def _safe(cursor: str | None) -> str | None:
     return None if _CONTROL.search(cursor) else cursor
 
 
-def _shape(pointers: Sequence[str]) -> type[msgspec.Struct]:
-    """Return a struct with just the members that *pointers* lead to."""
+def _shape(pointers: Sequence[str], raw: str | None) -> type[msgspec.Struct]:
+    """Return a struct with just the members that *pointers* lead to, and *raw* as it comes, if it does."""
     tree: dict[str, Any] = {}
     for pointer in pointers:
         *parents, last = _segments(pointer)
@@ -223,15 +234,20 @@ def _shape(pointers: Sequence[str]) -> type[msgspec.Struct]:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = str | int
+    if raw is not None:
+        tree[_segments(raw)[0]] = msgspec.Raw
     return _struct(tree)
 
 
 def _struct(tree: dict[str, Any]) -> type[msgspec.Struct]:
-    members = [
-        (_attribute(name), _struct(kind) if isinstance(kind, dict) else kind) for name, kind in tree.items()
-    ]
+    members: list[Any] = []
+    for name, kind in tree.items():
+        if kind is msgspec.Raw:
+            members.append((_attribute(name), kind, _NOT_THERE))
+        else:
+            members.append((_attribute(name), _struct(kind) if isinstance(kind, dict) else kind))
     renamed = {_attribute(name): name for name in tree}
-    return msgspec.defstruct("Message", members, rename=renamed, gc=False)
+    return msgspec.defstruct("Message", members, rename=renamed, gc=False, kw_only=True)
 
 
 def _path(pointer: str) -> str:

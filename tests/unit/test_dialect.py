@@ -173,3 +173,21 @@ def test_an_override_that_does_not_fit_is_refused_at_its_place(override, place):
     with pytest.raises(ValidationError) as refused:
         dialect.load("twitter-v1", override)
     assert [mistake["loc"] for mistake in refused.value.errors()] == [place]
+
+
+@pytest.mark.parametrize(
+    ("override", "wrong"),
+    [
+        ({"messages": {"rules": "/data"}}, "neither messages.id nor resume.cursor can lie within it"),
+        ({"messages": {"rules": "/data/rules"}}, "rules"),
+        ({"rules": None}, "where handover.strategy is 'rules'"),
+        ({"handover": {"strategy": "overlap"}}, "where handover.strategy is 'rules'"),
+        ({"rules": {"predicate": "track"}}, "the dialect's only predicate"),
+        ({"request": {"predicates": {"paused": {}}}}, "no predicate can be called 'paused'"),
+        ({"policy": {"too_many_connections": "("}}, "no regular expression"),
+        ({"liveness": {"grace_s": 0}}, "greater than 0"),
+    ],
+)
+def test_rules_fit_together_or_are_refused(override, wrong):
+    with pytest.raises(ValidationError, match=wrong):
+        dialect.load("x-v2", override)

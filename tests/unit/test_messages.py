@@ -324,3 +324,35 @@ def test_an_id_may_be_a_number_of_any_size(number):
     assert [status.id for status in messages.statuses] == ["4", str(number)]
     assert messages.cursor_after(2) == str(number)
     assert RESUMING.decode([b'{"data":{"id":%d,"position":{"at":1}}}' % number]).statuses[0].id == str(number)
+
+
+# Which predicates a status matched
+
+X = Decoder(dialect.load("x-v2", {}))
+MATCHED = b'[ {"id":"1","tag":"kaf\xc3\xa9"},{"id":"2"} ]'
+
+
+def test_what_a_status_matched_is_passed_on_as_the_upstream_wrote_it():
+    frames = [b'{"data":{"id":"7"},"matching_rules": %b }' % MATCHED, b'{"data":{"id":"8"}}']
+    assert X.decode(frames).statuses == [Status("7", frames[0], MATCHED), Status("8", frames[1], b"")]
+    with_a_bad_one = X.decode([*frames, b"bad"])
+    assert with_a_bad_one.statuses == X.decode(frames).statuses
+
+
+@pytest.mark.parametrize("matched", [b"null", b"7", b'{"a":[{}]}', b'"x"', b"[]"])
+def test_what_a_status_matched_may_have_any_form(matched):
+    frame = b'{"matching_rules":%b,"data":{"id":"7"}}' % matched
+    assert X.decode([frame]).statuses == [Status("7", frame, matched)]
+
+
+def test_a_status_that_does_not_end_is_none_whatever_it_matched():
+    assert reasons(X.decode([b'{"data":{"id":"7"},"matching_rules":[}'])) == [
+        ("not_json", b'{"data":{"id":"7"},"matching_rules":[}')
+    ]
+
+
+def test_xs_announced_end_has_a_code():
+    frame = (
+        b'{"errors":[{"title":"operational-disconnect","disconnect_type":"UpstreamOperationalDisconnect"}]}'
+    )
+    assert X.decode([frame]).disconnect.code == "operational-disconnect"

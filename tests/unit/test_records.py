@@ -40,6 +40,14 @@ def test_statuses_are_numbered_on_from_the_position(after_seq, count):
     assert [record.key for record in made] == [status.id for status in some]
 
 
+def test_a_status_carries_which_predicates_it_matched_where_the_upstream_says_so():
+    matched = b'[{"id":"1","tag":"kafka"}]'
+    some = [Status("1", b"{}", matched), Status("2", b"{}")]
+    one, other = records.of_statuses("statuses", "tech", "v", 0, some)
+    assert one.headers[-1] == ("rules", matched)
+    assert "rules" not in dict(other.headers)
+
+
 # --- Events -------------------------------------------------------------------------------------
 
 APPLIED = Event("predicates.applied", "tech", {"offset": 3, "predicates": "4f53cda18c2b"})
