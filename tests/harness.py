@@ -174,6 +174,11 @@ class Upstream:
         published: int = json.loads(urllib.request.urlopen(request, timeout=10).read())["published"]
         return published
 
+    def thaw(self) -> None:
+        """Publish on from where it stopped."""
+        request = urllib.request.Request(f"{self.url}/thaw", method="POST")
+        urllib.request.urlopen(request, timeout=10).read()
+
     def owed(self, connection: int | None = None) -> dict[str, bytes]:
         """Return what had to arrive, by id."""
         query = "" if connection is None else f"?connection={connection}"

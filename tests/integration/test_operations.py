@@ -92,8 +92,12 @@ def test_kafka_may_come_late_and_go_away_in_between(tmp_path: Path) -> None:
             connector.create_topics().start()
             kafka.publish(STREAM, {"track": ["kafka"]})
             eventually(lambda: len(kafka.delivered()) > 50, "a flow")
+            # Killed between the decision to commit and its markers, a broker that is alone forgets the
+            # markers when it starts again, and whoever reads committed records waits for ever; see gotchas.
+            await_complete(kafka, upstream)
             broker.process.kill()
             broker.process.wait()
+            upstream.thaw()
             eventually(lambda: connector.ops("/readyz")[0] == 503, "not ready")
             assert connector.ops("/livez")[0] == 200
             broker = Broker(data, port)
