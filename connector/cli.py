@@ -246,21 +246,23 @@ def _publish(
 ) -> None:
     import orjson
 
-    from connector.control.predicates import parse
+    from connector.control.predicates import check_size, parse, stream_of
     from connector.errors import PredicatesRejected
 
     settings, limits = _limits(config, stream)
     if not _is_text(publisher):
         typer.echo(f"--as {publisher!r}: expected UTF-8", err=True)
         raise typer.Exit(EXIT_CONFIGURATION)
+    key = f"{stream}/{publisher}" if publisher else stream
     value = None if contribution is None else orjson.dumps(contribution)
     try:
+        stream_of(key.encode())
         if value is not None:
+            check_size(value)
             parse(value, limits)
     except PredicatesRejected as rejected:
         typer.echo(f"{rejected.pointer or stream}: {rejected}", err=True)
         raise typer.Exit(EXIT_CONFIGURATION) from None
-    key = f"{stream}/{publisher}" if publisher else stream
     kafka = _publisher(settings)
     with _kafka_errors(settings), contextlib.closing(kafka.answers()) as answers:
         if is_waiting:

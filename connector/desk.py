@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from connector.control.answers import Change
+from connector.control.answers import Change, Told
 from connector.control.demand import Demand, Verdict
 from connector.lifecycle import Lifecycle
-from connector.model import Note, PredicateSet
+from connector.model import Event, Note, PredicateSet
 from connector.outlet import Outlet
 from connector.side import Side
 from connector.stream.reader import Ask, Lost
@@ -49,8 +49,7 @@ class Desk:
         self._applied(self.demand.newest, self.demand.waiting, {})
 
     def cancelled(self, coming: Side) -> None:
-        """Let all who wait be told with *coming*, which asks for what they want already."""
-        coming.carried = self.demand.waiting
+        """Tell all who wait that *coming* asks for what they want already, if it lives; else it will tell."""
         if coming.live:
             self._applied(coming.asked.predicates, coming.carried, {})
 
@@ -73,20 +72,25 @@ class Desk:
         """Tell those who wait for *side* that the upstream refuses; return what `Demand.refused` does."""
         details = {"reason": event.reason, "retry_in_s": round(event.retry_in_s, 3)}
         asked, carried = side.asked.predicates, side.carried
+        if asked == self.demand.newest:
+            carried = self.demand.waiting
         if side.reader.target.fingerprint() != side.proof:
             carried = ()  # it refused a secret that has been replaced since: the next attempt will tell
         goes_on, told = self.demand.refused(asked, side.proof, carried, details)
         self.outlet.settle(told)
         return goes_on
 
-    def in_force(self, side: Side, now: float, details: Mapping[str, object]) -> None:
+    def now_in_force(self, side: Side, now: float, details: Mapping[str, object]) -> None:
         """Record that what *side* asked for is in force, and tell those who wait for it."""
         told, gap = self.lifecycle.in_force(now, side, details)
-        self.outlet.tell(gap)
-        self._applied(side.asked.predicates, side.carried, told)
+        self._applied(side.asked.predicates, side.carried, told, gap)
 
     def _applied(
-        self, predicates: PredicateSet, changes: Sequence[Change], details: Mapping[str, object]
+        self,
+        predicates: PredicateSet,
+        changes: Sequence[Change],
+        details: Mapping[str, object],
+        gap: Sequence[Event] = (),
     ) -> None:
-        told = self.demand.applied(predicates, changes, details)
+        told = Told(gap) + self.demand.applied(predicates, changes, details)
         self.outlet.settle(told, predicates.version)

@@ -115,8 +115,10 @@ class Lifecycle:
         (log.info if is_expected else log.warning)(told, stream=self.stream, connection=side.number, **data)
         return [self._event(told, side, data)]
 
-    def not_amended(self, lost: Lost) -> list[Event]:
+    def not_amended(self, side: Side, lost: Lost) -> list[Event]:
         """Tell that the upstream's rules could not be changed; the connection there is goes on."""
+        if lost.reason == side.trouble and lost.outcome not in _ALWAYS_TOLD:
+            return []
         data = {"reason": lost.reason, "retry_in_s": round(lost.retry_in_s, 3)}
         log.warning("rules.failed", stream=self.stream, **data)
         return [Event("rules.failed", self.stream, data)]

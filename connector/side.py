@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from connector.control.answers import Change
 from connector.delivery.outbox import Outbox
-from connector.model import PredicateSet
+from connector.model import PredicateSet, StreamId
 from connector.stream.amender import Amended, Amender
 from connector.stream.reader import Ask, Reader, ReaderEvent
 
@@ -26,7 +26,8 @@ class Side:
     """One reader and what it was last asked."""
 
     number: int
-    reader: Reader | Amender
+    make: InitVar[Callable[[Side], Reader | Amender]]
+    reader: Reader | Amender = field(init=False)
     asked: Ask = field(default_factory=lambda: Ask(PredicateSet(), None))
     carried: Sequence[Change] = ()
     live: bool = False
@@ -41,6 +42,9 @@ class Side:
     connected_at: float | None = None  # on the loop's clock
     task: asyncio.Task[None] | None = None
 
+    def __post_init__(self, make: Callable[[Side], Reader | Amender]) -> None:
+        self.reader = make(self)
+
     def proven_at(self, grace_s: float | None) -> float | None:
         """When a silent connection counts as live; None without one, or if bytes alone are the proof."""
         if grace_s is None or self.connected_at is None or self.live:
@@ -53,17 +57,17 @@ class Side:
         self.reader.changed.set()
 
     async def events(
-        self, outbox: Outbox, former: asyncio.Task[None] | None
+        self, outbox: Outbox, former: Sequence[asyncio.Task[None]]
     ) -> AsyncGenerator[ReaderEvent | Amended | Resumed, None]:
         """Yield what the reader brings, until the side is stopped; pause while *outbox* is full.
 
         Args:
             outbox: is full when statuses come faster than Kafka takes them; the upstream feels the pause.
-            former: a side to wait for first: its end closes its socket, and so frees the slot.
+            former: sides to wait for first: their end closes their sockets, and so frees the slots.
         """
         clock = asyncio.get_running_loop().time
-        if former is not None:
-            await asyncio.wait([former])
+        if former:
+            await asyncio.wait(former)
         async with aclosing(self.reader.events()) as events:
             async for event in events:
                 if self.stopped:  # a cancelled task runs on until it has to wait for something
@@ -82,3 +86,34 @@ def stop(side: Side | None) -> None:
     if side is not None and side.task is not None:
         side.stopped = True
         side.task.cancel()
+
+
+@dataclass(slots=True)
+class Readers:
+    """Starts sides, each once the sockets of those stopped before it are closed: upstreams count them.
+
+    Attributes:
+        hear: takes what they bring.
+        tasks: they run in it.
+    """
+
+    outbox: Outbox
+    hear: Callable[[Side, ReaderEvent | Amended | Resumed], None]
+    tasks: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
+    _count: int = 0
+    _started: list[tuple[Side, asyncio.Task[None]]] = field(default_factory=list)
+
+    def start(self, stream: StreamId, make: Callable[[Side], Reader | Amender]) -> Side:
+        """Start a side of *stream*, with the reader that *make* makes for it."""
+        self._count += 1
+        side = Side(self._count, make)
+        self._started = [(one, task) for one, task in self._started if not task.done()]
+        former = [task for one, task in self._started if one.stopped]
+        side.task = self.tasks.create_task(self._pump(side, former), name=f"{stream}#{side.number}")
+        self._started.append((side, side.task))
+        return side
+
+    async def _pump(self, side: Side, former: Sequence[asyncio.Task[None]]) -> None:
+        async with aclosing(side.events(self.outbox, former)) as events:
+            async for event in events:
+                self.hear(side, event)

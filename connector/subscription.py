@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -18,7 +18,7 @@ from connector.desk import Desk
 from connector.lifecycle import Lifecycle
 from connector.model import Note, PredicateSet, Status, StreamId
 from connector.outlet import Outlet
-from connector.side import Resumed, Side, stop
+from connector.side import Readers, Resumed, Side, stop
 from connector.stream.amender import Amended, Amender
 from connector.stream.budget import Budget
 from connector.stream.dialect import Dialect
@@ -74,14 +74,14 @@ class Subscription:
     _candidate: Side | None = field(default=None, init=False)
     _amending: Side | None = field(default=None, init=False)
     _overlap: Overlap = field(default_factory=Overlap, init=False)
-    _connections: int = field(default=0, init=False)
     _due: Signal = field(init=False)  # what a change that is due means for a steady connection
     _desk: Desk = field(init=False)
     _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
-    _readers: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup, init=False)
+    _readers: Readers = field(init=False)
 
     def __post_init__(self) -> None:
         self._due = _DUE[self.dialect.handover.strategy]
+        self._readers = Readers(self.outlet.outbox, self._heard)
         self._desk = Desk(self.demand, self.outlet, self.lifecycle)
 
     @property
@@ -115,7 +115,7 @@ class Subscription:
 
     async def run(self) -> None:
         """Keep deadlines until cancelled or stopped."""
-        async with self._readers:
+        async with self._readers.tasks:
             while self.phase is not Phase.CLOSED:
                 self._wake.clear()
                 self._meet_deadlines()
@@ -207,11 +207,10 @@ class Subscription:
                 if self._overlap.forget_at is None:
                     self._overlap = Overlap()
             case Action.REPLACE:
-                old = self._active
-                stop(old)
-                if old is not None and old.live:
+                stop(self._active)
+                if self.is_live:
                     self.lifecycle.dark(self._now(), "one connection allowed: closed for changed predicates")
-                self._active = self._start(self.reader, after=old)
+                self._active = self._start(self.reader)
             case Action.START_AMENDING:
                 self._amending = self._start(self.amender)
             case Action.STOP_AMENDING:
@@ -229,19 +228,8 @@ class Subscription:
         is_live = self._active is not None and self._active.live
         self.lifecycle.state(is_live=is_live, is_refused=any(side.is_refused for side in self._sides))
 
-    def _start(
-        self, make: Callable[[Callable[[], Ask]], Reader | Amender], after: Side | None = None
-    ) -> Side:
-        self._connections += 1
-        side = Side(self._connections, make(lambda: self._ask(side)))
-        pump = self._pump(side, None if after is None else after.task)
-        side.task = self._readers.create_task(pump, name=f"{self.stream}#{side.number}")
-        return side
-
-    async def _pump(self, side: Side, former: asyncio.Task[None] | None) -> None:
-        async with aclosing(side.events(self.outlet.outbox, former)) as events:
-            async for event in events:
-                self._heard(side, event)
+    def _start(self, make: Callable[[Callable[[], Ask]], Reader | Amender]) -> Side:
+        return self._readers.start(self.stream, lambda side: make(lambda: self._ask(side)))
 
     def _ask(self, side: Side) -> Ask:
         """Say what the next connection of *side* asks for.
@@ -265,6 +253,7 @@ class Subscription:
             case Connecting():
                 side.is_refused = False
                 side.discarded.clear()
+                self._tell_state()
                 spent = self.budget.spent(self.lifecycle.wall()) or None
                 self.outlet.tell(self.lifecycle.connecting(side), attempts=spent)
             case Connected():
@@ -279,11 +268,7 @@ class Subscription:
             case Amended():
                 self._amended(side)
             case Lost() if side is self._amending:
-                self.outlet.tell(self.lifecycle.not_amended(event))
-                side.is_refused = event.outcome is Outcome.REFUSED
-                if side.is_refused:
-                    self._desk.refused(side, event)
-                self._wake.set()
+                self._not_amended(side, event)
             case Lost():
                 self._lost(side, event, is_candidate=is_candidate)
             case Resumed(paused_at) if side is self._active:
@@ -301,7 +286,7 @@ class Subscription:
             self._overlap.begin(self._now())
             self._signal(Signal.CANDIDATE_LIVE)
         else:
-            self._desk.in_force(side, self._now(), {})
+            self._desk.now_in_force(side, self._now(), {})
 
     def _received(self, side: Side, event: Received, *, is_candidate: bool) -> None:
         messages = event.messages
@@ -327,9 +312,18 @@ class Subscription:
         """Take note that the connection there is brings what *side* asked for from now on."""
         active = self._active
         assert active is not None
-        active.asked, active.carried = side.asked, side.carried
+        active.asked, active.carried, active.proof = side.asked, side.carried, side.proof
         self._signal(Signal.AMENDED)
-        self._desk.in_force(active, self._now(), {})
+        if active.live:  # else its first byte will tell
+            self._desk.now_in_force(active, self._now(), {})
+
+    def _not_amended(self, side: Side, event: Lost) -> None:
+        self.outlet.tell(self.lifecycle.not_amended(side, event))
+        side.trouble, side.is_refused = event.reason, event.outcome is Outcome.REFUSED
+        if side.is_refused:
+            self._desk.refused(side, event)
+        self._tell_state()
+        self._wake.set()
 
     def _switch_unmet(self) -> None:
         """End the overlap although the two connections never met: the new one may lag behind."""
@@ -376,7 +370,7 @@ class Subscription:
             held = overlap.release()
             overlap_s = round(self._now() - overlap.live_at, 3)
             told = {"overlap_s": overlap_s, "duplicates_suppressed": overlap.suppressed}
-            self._desk.in_force(side, self._now(), told)
+            self._desk.now_in_force(side, self._now(), told)
             self.lifecycle.handed_over(overlap.suppressed)
             self._deliver(side, held, side.held_cursor)
         elif side.held_cursor is None:  # lost again while the old one was drained, which goes on
@@ -392,7 +386,8 @@ class Subscription:
         """The side whose predicates are in force, or are about to be; None where nobody can know."""
         if self.phase is Phase.AMENDING:
             return None
-        return self._candidate if self.phase is Phase.DRAINING else self._active
+        coming = self._candidate if self.phase is Phase.DRAINING else self._active
+        return None if coming is None or coming.is_refused else coming
 
     @staticmethod
     def _now() -> float:

@@ -22,6 +22,7 @@ from connector.control.debounce import Debounce
 from connector.control.demand import Demand, noted_in_force
 from connector.control.home import home
 from connector.control.lease import Lease
+from connector.control.predicates import MAX_KEY_BYTES
 from connector.control.table import Elsewhere, Table, Taken
 from connector.delivery.outbox import Entry, Outbox
 from connector.delivery.restore import Restored
@@ -290,7 +291,8 @@ class Supervisor:
             "detail": rejected.detail,
         }
         stream = change.key.partition("/")[0] or None
-        letter = DeadLetter(rejected.reason, rejected.detail, stream, origin, record.key, record.value)
+        key = None if record.key is None else record.key[:MAX_KEY_BYTES]
+        letter = DeadLetter(rejected.reason, rejected.detail, stream, origin, key, record.value)
         self.outbox.put(
             Entry(
                 tenure=partition.tenure,

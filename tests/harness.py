@@ -84,20 +84,22 @@ class Kafka:
 
     def publish(
         self, key: str | bytes | None, value: object, partitioner: str = "murmur2_random", partition: int = -1
-    ) -> None:
-        """Publish a predicate change; bytes go out as they are, None removes."""
+    ) -> tuple[int, int]:
+        """Publish a predicate change, and return its place; bytes go out as they are, None removes."""
         producer = Producer({"bootstrap.servers": self.bootstrap, "partitioner": partitioner, "log_level": 0})
         encoded = value if value is None or isinstance(value, bytes) else json.dumps(value).encode()
-        refused: list[object] = []
+        delivered: list[tuple[object, Message]] = []
         producer.produce(
             self.topics.of("predicates"),
             encoded,
             key,
             partition,
-            on_delivery=lambda error, _: refused.append(error) if error else None,
+            on_delivery=lambda error, message: delivered.append((error, message)),
         )
         assert producer.flush(PATIENCE_S) == 0
-        assert not refused
+        ((error, message),) = delivered
+        assert error is None
+        return message.partition(), message.offset()
 
     def records(self, purpose: str) -> list[Message]:
         """Return everything committed on a topic, up to its end at the time of the call."""
@@ -120,7 +122,7 @@ class Kafka:
             give_up_at = time.monotonic() + PATIENCE_S
             while len(at_end) < len(partitions):
                 assert time.monotonic() < give_up_at, f"{topic} does not come to an end"
-                for message in consumer.consume(10_000, 0.5):
+                for message in consumer.consume(10_000, 0.05):
                     if message.error() is None:
                         found.append(message)
                     else:
@@ -191,6 +193,11 @@ class Upstream:
     def connections(self) -> list[dict[str, Any]]:
         """Return the ledger's connections."""
         found: list[dict[str, Any]] = json.loads(self._get("/ledger"))["connections"]
+        return found
+
+    def rules(self) -> list[dict[str, Any]]:
+        """Return all rules that the upstream ever kept, and for which statuses each was in force."""
+        found: list[dict[str, Any]] = json.loads(self._get("/ledger"))["rules"]
         return found
 
     def _bodies(self, path: str) -> dict[str, bytes]:

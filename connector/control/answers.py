@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from connector.control.predicates import MAX_KEY_BYTES
 from connector.model import ControlRecord, Event, Note, StreamId
 
 _WAITING = "waiting/"
@@ -34,7 +35,7 @@ class Change(NamedTuple):
     @classmethod
     def of(cls, record: ControlRecord) -> Change:
         """Return the change that *record* makes."""
-        key = (record.key or b"").decode(errors="backslashreplace")
+        key = (record.key or b"")[:MAX_KEY_BYTES].decode(errors="backslashreplace")
         return cls(key, record.partition, record.offset, record.published)
 
     def as_dict(self) -> dict[str, object]:
@@ -86,8 +87,9 @@ class Answers:
 
     def settled(self, answer: str, carried: Sequence[Change], data: Mapping[str, object]) -> Told:
         """Give those of *carried* that still wait their last answer."""
-        done = [one for one in self.waiting if one in carried]
-        self.waiting = [one for one in self.waiting if one not in carried]
+        those = set(carried)
+        done = [one for one in self.waiting if one in those]
+        self.waiting = [one for one in self.waiting if one not in those]
         return Told([self._event(answer, one, data) for one in done], [self._note(one, None) for one in done])
 
     def _event(self, answer: str, change: Change, data: Mapping[str, object]) -> Event:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import count, takewhile
 
 import orjson
 
 from connector.control.answers import Answers, Change, Told
 from connector.control.debounce import Debounce
-from connector.control.predicates import Limits, parse
-from connector.errors import PredicatesRejected
 from connector.model import Note, PredicateSet, StreamId
 
 _IN_FORCE = "in-force/"
+_PART_BYTES = 256 * 1024
 
 
 class Verdict(Enum):
@@ -44,7 +44,7 @@ class Demand:
     _answers: Answers = field(init=False)
     _refused: tuple[PredicateSet, object] | None = field(default=None, init=False)
     _is_refused: bool = field(default=False, init=False)  # the newest was, and nobody asked anew since
-    _is_noted: bool = field(default=False, init=False)  # what is in force stands in the log
+    _noted: PredicateSet | None = field(default=None, init=False)  # what goes on, as the log has it
 
     def __post_init__(self) -> None:
         self._answers = Answers(self.stream)
@@ -62,8 +62,7 @@ class Demand:
             waiting: changes that were accepted and have no further answer yet, oldest first.
             in_force: what to go on with, where the newest was refused before.
         """
-        self.newest, self.in_force = target, in_force
-        self._is_noted = in_force is not None
+        self.newest, self.in_force, self._noted = target, in_force, in_force
         self._answers.waiting = list(waiting)
         if not target.is_empty:
             self.debounce.put()
@@ -117,11 +116,7 @@ class Demand:
         goes_on = self.in_force is not None and self.in_force != asked
         self._refused = (asked, proof) if goes_on else None
         self._is_refused = self._is_refused or asked == self.newest
-        notes = []
-        if goes_on and asked == self.newest and not self._is_noted:
-            assert self.in_force is not None
-            self._is_noted = True
-            notes.append(Note(_IN_FORCE + self.stream, orjson.dumps(self.in_force.as_dict())))
+        notes = self._note(self.in_force) if goes_on and self._is_refused else []
         data = {"predicates": asked.version, **details}
         if goes_on and self.in_force is not None:
             data["in_force"] = self.in_force.version
@@ -131,23 +126,48 @@ class Demand:
         """Take note that *asked* is in force, and tell those who wait for it."""
         self.in_force = None if asked.is_empty else asked
         notes = []
-        if asked == self.newest:
+        if asked == self.newest:  # whoever waits for anything has it
             self._refused, self._is_refused = None, False
-            if self._is_noted:
-                self._is_noted = False
-                notes.append(Note(_IN_FORCE + self.stream, None))
+            self.debounce.clear()
+            carried = self.waiting
+            notes = self._note(None)
+        elif self._noted is not None:
+            notes = self._note(self.in_force)
         data = {"predicates": asked.version, **details}
         return self._answers.settled("applied", carried, data) + Told(notes=notes)
 
+    def _note(self, predicates: PredicateSet | None) -> list[Note]:
+        """Write down what goes on, in place of what is noted."""
+        if predicates == self._noted:
+            return []
+        old, new = _parts(self._noted), _parts(predicates)
+        self._noted = predicates
+        return [
+            Note(f"{_IN_FORCE}{self.stream}/{number}", new[number] if number < len(new) else None)
+            for number in range(max(len(old), len(new)))
+        ]
+
 
 def noted_in_force(
-    stream: StreamId, notes: Mapping[str, bytes], limits: Mapping[str, Limits]
+    stream: StreamId, notes: Mapping[str, bytes], limits: Mapping[str, object]
 ) -> PredicateSet | None:
-    """Return what to go on with where the newest was refused; None if there is no note of it."""
-    note = notes.get(_IN_FORCE + stream)
-    if note is None:
+    """Return what to go on with where the newest was refused; None if there is no note of it.
+
+    Args:
+        stream: which one.
+        notes: those of its partition.
+        limits: the predicates its upstream knows now. Their limits do not count: it took them once.
+    """
+    places = (f"{_IN_FORCE}{stream}/{number}" for number in count())
+    parts = takewhile(lambda part: part is not None, (notes.get(place) for place in places))
+    noted = b"".join(part for part in parts if part is not None)
+    if not noted:
         return None
-    try:
-        return parse(note, limits).predicates
-    except PredicatesRejected:
-        return None  # the upstream's manners were changed since: it cannot be asked for any more
+    terms: dict[str, list[str]] = orjson.loads(noted)
+    return PredicateSet.of(terms) if terms.keys() <= limits.keys() else None
+
+
+def _parts(predicates: PredicateSet | None) -> list[bytes]:
+    """Return predicates in pieces that are no longer than a record may be: a union has no bound."""
+    whole = b"" if predicates is None else orjson.dumps(predicates.as_dict())
+    return [whole[at : at + _PART_BYTES] for at in range(0, len(whole), _PART_BYTES)]

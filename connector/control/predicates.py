@@ -15,6 +15,9 @@ from connector.model import PredicateSet, StreamId
 MAX_VALUE_BYTES = 256 * 1024
 """Longest control record: some 5,000 terms of 50 bytes, and a bound on what a publisher can cost."""
 
+MAX_KEY_BYTES = 1024
+"""Longest control key: it comes back in every answer."""
+
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -58,14 +61,26 @@ def stream_of(key: bytes | None) -> StreamId:
     """Return the stream a control key ``<stream>`` or ``<stream>/<publisher>`` is about.
 
     Raises:
-        PredicatesRejected: there is no key, or it is not UTF-8 text.
+        PredicatesRejected: there is no key, or it is too long, or no UTF-8 text.
     """
     if not key:
         raise PredicatesRejected("key_missing", "the record needs a key: <stream> or <stream>/<publisher>")
+    if len(key) > MAX_KEY_BYTES:
+        raise PredicatesRejected("key_too_long", f"{len(key)} bytes; at most {MAX_KEY_BYTES}")
     try:
         return key.decode().partition("/")[0]
     except UnicodeDecodeError:
         raise PredicatesRejected("key_not_utf8", f"the key {key[:40]!r} is not UTF-8") from None
+
+
+def check_size(value: bytes) -> None:
+    """Check how long a record's value is.
+
+    Raises:
+        PredicatesRejected: it is too long.
+    """
+    if len(value) > MAX_VALUE_BYTES:
+        raise PredicatesRejected("too_large", f"{len(value)} bytes; at most {MAX_VALUE_BYTES}")
 
 
 def parse(value: bytes, limits: Mapping[str, Limits]) -> Contribution:
@@ -78,8 +93,6 @@ def parse(value: bytes, limits: Mapping[str, Limits]) -> Contribution:
     Raises:
         PredicatesRejected: with a reason code and a pointer; the record must change nothing.
     """
-    if len(value) > MAX_VALUE_BYTES:
-        raise PredicatesRejected("too_large", f"{len(value)} bytes; at most {MAX_VALUE_BYTES}")
     try:
         # The standard library's parser, because it alone can be asked about duplicate members.
         parsed = json.loads(value.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
@@ -158,9 +171,11 @@ class Contributions:
     """
 
     _by_key: dict[bytes, Contribution] = field(default_factory=dict)
+    _union: PredicateSet | None = None  # as long as nothing changed
 
     def put(self, key: bytes, contribution: Contribution | None) -> None:
         """Replace what *key* contributes; None removes it."""
+        self._union = None
         if contribution is None:
             self._by_key.pop(key, None)
         else:
@@ -176,7 +191,10 @@ class Contributions:
 
     def union(self) -> PredicateSet:
         """Return what all contributions that are not paused ask for together."""
-        return PredicateSet.union(one.predicates for one in self._by_key.values() if not one.is_paused)
+        if self._union is None:
+            lively = (one.predicates for one in self._by_key.values() if not one.is_paused)
+            self._union = PredicateSet.union(lively)
+        return self._union
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -17,6 +17,7 @@ from connector.control.predicates import (
     Contribution,
     Contributions,
     Limits,
+    check_size,
     check_union,
     parse,
     stream_of,
@@ -26,7 +27,7 @@ from connector.model import ControlRecord, Note, StreamId
 
 _KEPT = "kept/"
 
-_NOT_OURS = frozenset({"key_missing", "key_not_utf8", "unknown_stream"})
+_NOT_OURS = frozenset({"key_missing", "key_too_long", "key_not_utf8", "unknown_stream"})
 
 
 class Taken(NamedTuple):
@@ -108,6 +109,7 @@ class Table:
             PredicatesRejected: it must change nothing; `keep` sees to it that it never does.
         """
         stream = self._stream_of(record)
+        check_size(record.value or b"")
         contribution = self._read(stream, record.value)
         if (to := self._home(stream)) != self.partition:
             return Elsewhere(stream, to)

@@ -20,6 +20,12 @@ from connector.stream.sse import SseEvent
 MAX_CURSOR_BYTES = 8192
 """Longest cursor: Wikimedia's names every partition of several topics."""
 
+MAX_ID_CHARS = 2048
+"""Longest id: it becomes a record's key, beside a body that may be as long as records are."""
+
+MAX_RULES_BYTES = 4096
+"""Longest word about which predicates a status matched; of a longer one nothing is passed on."""
+
 MAX_NOTICE_BYTES = 4096
 """Longest notice that is passed on as JSON; of a longer one the beginning, as text."""
 
@@ -133,12 +139,12 @@ class Decoder:
             statuses = [Status(str(get_id(one)), frame) for one, frame in zip(decoded, frames, strict=True)]
             if self._rules is not None:
                 statuses = [
-                    status._replace(rules=bytes(self._rules(one)))
+                    status._replace(rules=self._matched(one))
                     for status, one in zip(statuses, decoded, strict=True)
                 ]
         except _UNREADABLE:
             return self._decode_each(frames, marks, cursor_of, last_cursor)  # find out which is no status
-        if not all(status.id for status in statuses):
+        if not all(0 < len(status.id) <= MAX_ID_CHARS for status in statuses):
             return self._decode_each(frames, marks, cursor_of, last_cursor)
         return Messages(
             statuses,
@@ -172,13 +178,19 @@ class Decoder:
                     case EndedByServer() as announced:
                         disconnect = announced
                 continue
-            if identity := str(self._id(message)):
-                rules = b"" if self._rules is None else bytes(self._rules(message))
-                statuses.append(Status(identity, frame, rules))
-                kept.append(message if marks is None else marks[at])
-            else:
+            identity = str(self._id(message))
+            if not identity:
                 malformed.append(Malformed("no_id", "the id is empty", frame))
+            elif len(identity) > MAX_ID_CHARS:
+                malformed.append(Malformed("id_too_long", f"more than {MAX_ID_CHARS} characters", frame))
+            else:
+                statuses.append(Status(identity, frame, self._matched(message)))
+                kept.append(message if marks is None else marks[at])
         return Messages(statuses, malformed, notices, disconnect, last_cursor, kept, cursor_of)
+
+    def _matched(self, message: object) -> bytes:
+        rules = b"" if self._rules is None else bytes(self._rules(message))
+        return rules if len(rules) <= MAX_RULES_BYTES else b""
 
     def _explain(self, frame: bytes, error: Exception) -> Malformed | Notice | EndedByServer:
         """Say why *frame* is no status."""

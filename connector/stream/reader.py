@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from random import Random
 
@@ -208,13 +208,11 @@ async def wait(
         return
     clock = asyncio.get_running_loop().time
     until = clock() + delay_s
-    while (left_s := until - clock()) > 0 and target.fingerprint() == proof:
-        try:
-            async with asyncio.timeout(min(left_s, _LOOK_S)):
+    while (now := clock()) < until and target.fingerprint() == proof:
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(min(until, now + _LOOK_S)):
                 await changed.wait()
-        except TimeoutError:
-            continue
-        return
+                return
 
 
 def code_of(error: Disconnected) -> str | None:

@@ -161,3 +161,48 @@ async def test_a_refused_first_rule_leaves_the_stream_waiting(looptime) -> None:
         await asyncio.sleep(10)
     assert [attempt.rules for attempt in story.script.attempts] == [["b"], ["a"]]
     assert story.answers()[1] == ["accepted", "applied"]
+
+
+async def test_refused_rules_show_until_something_else_is_asked_for(looptime) -> None:
+    story = told([OK, *flow(1, 300)], amending=[NONSENSE])
+
+    def is_refused() -> bool:
+        exposed = story.subscription.lifecycle.metrics.exposition().decode()
+        return 'connector_stream_refused{stream="tech"} 1.0' in exposed
+
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(10)
+        assert is_refused()
+        story.publish("c")
+        await asyncio.sleep(10)
+        assert not is_refused()
+
+
+async def test_rules_beside_a_connection_that_has_proven_nothing_are_not_in_force(looptime) -> None:
+    story = told([OK, Wait(20), *flow(1, 10)])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(10)
+        assert story.script.amendments == [(["b"], 2)]
+        assert story.answers() == {0: ["accepted", "superseded"], 1: ["accepted"]}
+        await asyncio.sleep(15)
+    assert story.answers()[1] == ["accepted", "applied"]
+    assert {entry.version for entry in story.entries() if entry.statuses} == {
+        PredicateSet.of({"track": ["b"]}).version
+    }
+
+
+async def test_the_same_trouble_with_the_rules_is_told_once(looptime) -> None:
+    story = told([OK, *flow(1, 4000)], amending=[Disconnected("down")] * 100 + [BadStatus(503)] * 10)
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(3600)
+    assert len(story.script.amendments) > 100
+    assert [event.data["reason"] for event in story.events("rules.failed")] == ["down", "HTTP 503"]

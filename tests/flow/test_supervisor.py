@@ -348,7 +348,7 @@ async def test_a_restart_finds_what_a_rejected_record_left() -> None:
 
 
 async def test_a_restart_goes_on_with_what_the_upstream_took_before() -> None:
-    restored = Restored(2, {}, {"in-force/tech": b'{"track":["kafka"]}'})
+    restored = Restored(2, {}, {"in-force/tech/0": b'{"track":["kafka"]}'})
     scripts = [[BadStatus(406)], LIVE, [BadStatus(406)]]
     async with running(*scripts, restore=Restore({HOME: restored})) as replica:
         await replica.own(record(0, "tech", "kafka"), record(1, "tech", "nonsense"))

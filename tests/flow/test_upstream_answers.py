@@ -268,8 +268,94 @@ async def test_what_goes_on_is_noted_until_the_newest_is_in_force(looptime) -> N
         story.publish("b")
         await asyncio.sleep(5)
         notes = [one for entry in story.entries() for one in entry.notes if one.key.startswith("in-force/")]
-        assert notes == [("in-force/tech", b'{"track":["a"]}')]
+        assert notes == [("in-force/tech/0", b'{"track":["a"]}')]
         story.publish("c")
         await asyncio.sleep(5)
         notes = [one for entry in story.entries() for one in entry.notes if one.key.startswith("in-force/")]
-        assert notes[1:] == [("in-force/tech", None)]
+        assert notes[1:] == [("in-force/tech/0", None)]
+
+
+async def test_the_same_record_again_asks_again_where_nothing_lives(looptime) -> None:
+    story = Story([BadStatus(403)], [OK, line(1), Hang()])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(10)
+        story.publish("a")
+        await asyncio.sleep(20)
+    assert [attempt.at for attempt in story.script.attempts] == [0, 10]
+    assert story.answers() == {0: ["accepted", "refused"], 1: ["accepted", "applied"]}
+
+
+async def test_what_worked_once_and_is_refused_now_is_asked_for_again_when_somebody_says_so(looptime) -> None:
+    story = Story([OK, *flow(1, 40), Disconnected("x")], [BadStatus(403)], [OK, line(41), Hang()])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(100)
+        story.publish("a")
+        await asyncio.sleep(20)
+    assert [attempt.at for attempt in story.script.attempts] == [0, 40, 100]
+    assert story.answers() == {0: ["accepted", "applied"], 1: ["accepted", "applied"]}
+
+
+async def test_the_note_says_what_goes_on_now(looptime) -> None:
+    """Not what went on when the newest was refused for the first time."""
+    newer = [OK, Wait(3), *flow(40, 300)]
+    story = Story([OK, *flow(1, 300)], [BadStatus(406)], newer, [BadStatus(406)], debounce=(20, 20))
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(25)
+        story.publish("c")
+        await asyncio.sleep(15)  # asked for at 40, live at 43
+        story.publish("b")
+        await asyncio.sleep(60)
+    notes = [one for entry in story.entries() for one in entry.notes if one.key.startswith("in-force/")]
+    assert [note.value for note in notes] == [b'{"track":["a"]}', b'{"track":["c"]}']
+    assert story.asked() == ["a", "b", "c", "b"]
+
+
+# Changes that come to nothing, and sockets that take their time
+
+
+async def test_a_change_back_to_what_is_asked_for_already_costs_no_connection(looptime) -> None:
+    story = Story([OK, *flow(1, 300)], [OK, Wait(5), *flow(25, 300)], debounce=(20, 20))
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(19)
+        story.publish("b")
+        await asyncio.sleep(2)
+        assert story.subscription.phase is Phase.PROVING
+        story.publish("c")
+        story.publish("b")
+        await asyncio.sleep(8)
+        assert story.answers()[3] == ["accepted", "applied"]
+        await asyncio.sleep(60)
+    assert story.asked() == ["a", "b"]
+
+
+async def test_a_candidate_that_takes_its_time_to_close_still_counts(looptime) -> None:
+    story = Story([OK, *flow(1, 100)], [OK, Hang()], [OK, *flow(5, 100)])
+    story.script.closing_s = 0.5
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(1.5)
+        story.publish("c")
+        await asyncio.sleep(6)
+    assert story.asked() == ["a", "b", "c"]
+    assert story.script.most_open == 2
+
+
+async def test_a_stream_that_starts_again_waits_for_its_former_connection_to_close(looptime) -> None:
+    story = Story([OK, *flow(1, 100)], [OK, *flow(5, 100)])
+    story.script.closing_s = 5
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(3)
+        story.publish()
+        story.publish("b")
+        await asyncio.sleep(10)
+    assert story.script.most_open == 1
+    assert story.script.attempts[1].at == 8

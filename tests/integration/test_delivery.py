@@ -75,26 +75,6 @@ def test_predicate_changes_under_a_flow_lose_nothing(kafka: Kafka, tmp_path: Pat
         assert [one["predicates"] for one in applied] == versions
 
 
-def test_changes_in_a_row_under_a_heavy_flow_lose_and_double_nothing(kafka: Kafka, tmp_path: Path) -> None:
-    """Six changes at 3,000 statuses a second, where both connections have chunks at hand all the time."""
-    words = ["kafka", "python", "rust", "flink", "redpanda", "debezium", "spark"]
-    with (
-        Upstream("--rate", "3000", "--status-bytes", "1500") as upstream,
-        Connector(tmp_path, kafka, {STREAM: stream(upstream.url)}) as connector,
-    ):
-        connector.create_topics().start()
-        for count in range(1, len(words) + 1):
-            kafka.publish(STREAM, {"track": words[:count]})
-            eventually(
-                lambda least=count: len(kafka.events("predicates.applied")) == least,
-                f"change {count} applied",
-            )
-        await_complete(kafka, upstream)
-        assert connector.stop()[0] == 0
-        assert all(one["without_connection_s"] == 0 for one in kafka.events("predicates.applied"))
-        assert list(kafka.answers().values()) == [["accepted", "applied"]] * len(words)
-
-
 def test_kill_minus_nine_loses_and_doubles_nothing_of_a_resumable_stream(
     kafka: Kafka, tmp_path: Path
 ) -> None:

@@ -111,6 +111,59 @@ def test_a_refusal_postpones_nothing_of_others():
     assert [one.offset for one in subject.waiting] == [1]
 
 
+def test_a_union_of_any_size_is_read_back_from_its_notes():
+    """In records that every topic takes; what was longer before leaves nothing behind."""
+    limits = {"rule": Predicate(max_values=1, max_bytes=1)}  # narrower than they were
+    log: dict[str, bytes] = {}
+
+    def take(told: Told) -> None:
+        for key, value in told.notes:
+            log.pop(key, None)
+            if value is not None:
+                assert len(value) <= 256 * 1024
+                log[key] = value
+
+    subject = demand()
+    for size in (1000, 300, 0, 700):
+        big = PredicateSet.of({"rule": [f"{number:04}" + "é" * 510 for number in range(size + 1)]})
+        subject.newest = big
+        take(subject.applied(big, (), {}))
+        assert log == {}
+        subject.newest = A
+        take(subject.refused(A, "me", (), {})[1])
+        assert noted_in_force("tech", log, limits) == big
+        subject.newest = B
+        smaller = PredicateSet.of({"rule": ["x"]})
+        take(subject.applied(smaller, (), {}))
+        assert noted_in_force("tech", log, limits) == smaller
+        assert len(log) == 1
+
+
+def test_the_note_follows_what_goes_on():
+    subject = demand()
+    put(subject, A, 0)
+    subject.applied(A, subject.waiting, {})
+    put(subject, B, 1)
+    subject.refused(B, "me", subject.waiting, {})
+    put(subject, C, 2)
+    carried = subject.waiting
+    put(subject, B, 3)  # while C is being asked for
+    (note,) = in_force_notes(subject.applied(C, carried, {}))
+    assert noted_in_force("tech", {note.key: note.value}, LIMITS) == C
+    assert in_force_notes(subject.refused(B, "me", subject.waiting, {})[1]) == []
+
+
+def test_whoever_waits_for_what_is_in_force_now_waits_no_more():
+    subject = demand()
+    put(subject, A, 0)
+    carried = subject.waiting
+    subject.change(B, change(1, "tech/b"), coming=None, now=0.0, idle=False)
+    subject.change(A, change(2, "tech/b"), coming=None, now=0.0, idle=False)
+    told = subject.applied(A, carried, {})
+    assert kinds(told) == ["applied", "applied"]
+    assert subject.debounce.deadline() is None
+
+
 @dataclass
 class Answered:
     """What one record was told so far."""

@@ -27,7 +27,7 @@ class Told:
         self.lifecycle = Lifecycle(
             stream="tech", metrics=self.metrics, can_resume=can_resume, wall=lambda: self.wall
         )
-        self.side = Side(3, None, asked=Ask(PredicateSet.of({"track": ["kafka"]}), cursor))
+        self.side = Side(3, lambda _: None, asked=Ask(PredicateSet.of({"track": ["kafka"]}), cursor))
 
     def lose(self, outcome: Outcome = Outcome.NETWORK, reason: str = "reset", **more) -> list[str]:
         """Return the types of what is told; the side is in trouble then."""

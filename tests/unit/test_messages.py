@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 from connector.delivery.records import of_event
 from connector.model import Event, Status
 from connector.stream import dialect
-from connector.stream.messages import Decoder, Malformed, Messages, Notice
+from connector.stream.messages import (
+    MAX_ID_CHARS,
+    MAX_RULES_BYTES,
+    Decoder,
+    Malformed,
+    Messages,
+    Notice,
+)
 from connector.stream.sse import SseEvent
+from connector.topics import BATCH_OVERHEAD_BYTES
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
@@ -356,3 +364,17 @@ def test_xs_announced_end_has_a_code():
         b'{"errors":[{"title":"operational-disconnect","disconnect_type":"UpstreamOperationalDisconnect"}]}'
     )
     assert X.decode([frame]).disconnect.code == "operational-disconnect"
+
+
+def test_a_status_and_all_that_goes_with_it_fits_a_record():
+    """The body may be as long as records are; beside it there is room for 16 kB."""
+    long, longer = "7" * MAX_ID_CHARS, "7" * (MAX_ID_CHARS + 1)
+    frames = [b'{"data":{"id":"%b"}}' % one.encode() for one in (long, longer)]
+    messages = X.decode(frames)
+    assert [status.id for status in messages.statuses] == [long]
+    assert reasons(messages) == [("id_too_long", frames[1])]
+    told = [b'"%b"' % (b"r" * size) for size in (MAX_RULES_BYTES - 2, MAX_RULES_BYTES - 1)]
+    frames = [b'{"data":{"id":"7"},"matching_rules":%b}' % one for one in told]
+    assert [status.rules for status in X.decode(frames).statuses] == [told[0], b""]
+    assert [status.rules for status in X.decode([*frames, b"bad"]).statuses] == [told[0], b""]
+    assert 4 * MAX_ID_CHARS + MAX_RULES_BYTES < BATCH_OVERHEAD_BYTES - 2048

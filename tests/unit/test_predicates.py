@@ -13,6 +13,7 @@ from connector.control.predicates import (
     MAX_VALUE_BYTES,
     Contribution,
     Contributions,
+    check_size,
     check_union,
     parse,
     schema,
@@ -96,7 +97,6 @@ def test_a_paused_contribution_is_told_from_an_empty_one():
 @pytest.mark.parametrize(
     ("value", "reason", "pointer"),
     [
-        (b" " * (MAX_VALUE_BYTES + 1), "too_large", ""),
         (b"", "not_json", ""),
         (b"track: [kafka]", "not_json", ""),
         (b'{"track": ["a",]}', "not_json", ""),
@@ -154,6 +154,9 @@ def test_the_longest_value_allowed_is_read():
     frame = b'{"track": [""]}'
     value = b'{"track": ["%b"]}' % (b"x" * (MAX_VALUE_BYTES - len(frame)))
     assert len(value) == MAX_VALUE_BYTES
+    check_size(value)
+    with pytest.raises(PredicatesRejected, match="too_large"):
+        check_size(value + b" ")
     assert len(parse(value, NAMES).predicates.terms) == 1
 
 

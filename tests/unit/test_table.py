@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from connector.control.answers import Change
 from connector.control.home import home
+from connector.control.predicates import MAX_VALUE_BYTES
 from connector.control.table import Elsewhere, Table, Taken
 from connector.errors import PredicatesRejected
 from connector.model import ControlRecord, PredicateSet
@@ -145,6 +147,31 @@ def test_records_of_no_stream_need_no_note(key):
         table().take(rubbish)
     assert table().keep(rubbish) is None
     assert table().load([rubbish], {}) == []
+
+
+@pytest.mark.parametrize("key", [b"tech/" + b"x" * 2000, b"\xff" * 300_000, b'"' * 100_000])
+def test_a_key_that_no_answer_could_hold_is_rejected_and_told_in_part(key):
+    """Else one record would stop every replica that meets it."""
+    long = ControlRecord(HOME, 0, key, asks("a"))
+    with pytest.raises(PredicatesRejected, match="key_too_long"):
+        table().take(long)
+    assert table().keep(long) is None
+    assert len(json.dumps(Change.of(long).as_dict())) < 10_000
+
+
+def test_only_what_comes_from_outside_is_measured():
+    """What a key said is kept as it was read: normalised, it may be longer than it was."""
+    value = json.dumps({"track": ["\u0958" * 80_000]}, ensure_ascii=False).encode()
+    assert len(value) < MAX_VALUE_BYTES < len(value) * 2
+    topic = Topic()
+    topic.publish("tech/a", value)
+    topic.publish("tech/a", RUBBISH)
+    assert len(topic.notes["kept/tech/a"]) > MAX_VALUE_BYTES
+    after = table()
+    assert after.load(topic.compacted(), topic.notes) == []
+    assert after.of("tech").by_key() == topic.table.of("tech").by_key()
+    with pytest.raises(PredicatesRejected, match="too_large"):
+        after.take(record(2, "tech/a", b" " * (MAX_VALUE_BYTES + 1)))
 
 
 def test_what_settings_no_longer_allow_is_told():
