@@ -39,6 +39,11 @@ PATIENCE_S = 60.0
 _PACE = threading.Event()  # never set: waiting on it paces a poll of something that cannot call back
 
 
+def pace(seconds: float) -> None:
+    """Wait, for something that has a pace of its own; nothing that is judged may hang on it."""
+    _PACE.wait(seconds)
+
+
 def eventually(attempt: Callable[[], Any], what: str, within_s: float = PATIENCE_S) -> Any:
     """Repeat *attempt* until it returns something true, and return that."""
     give_up_at = time.monotonic() + within_s

@@ -36,14 +36,13 @@ class Debounce:
         self._pending = 0
 
     def postpone(self, until: float) -> None:
-        """Let nothing be due before *until*, or before a restart that comes sooner."""
+        """Let nothing be due before *until*, whatever restarts come sooner by themselves."""
         self._not_before = until
 
     def restarted(self, now: float) -> None:
         """Take note that a connection with the newest predicates was asked for at *now*."""
         self._pending = 0
         self._restarted_at = now
-        self._not_before = -math.inf
 
     def deadline(self, *, idle: bool = False) -> float | None:
         """When the pending updates are due, or None if there are none. May lie in the past.

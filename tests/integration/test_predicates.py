@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import subprocess
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -25,6 +24,7 @@ from harness import (
     Upstream,
     await_complete,
     eventually,
+    pace,
     stream,
 )
 from kafka import fetch
@@ -149,7 +149,7 @@ def test_forty_changes_under_a_heavy_flow_lose_and_double_nothing(kafka: Kafka, 
             eventually(at_least(count, kafka, "predicates.applied"), f"change {count} applied")
         for count in range(20):  # at this pace some meet each stage of a restart
             kafka.publish(f"{STREAM}/{count % 4}", {"track": [others[count % len(others)]]})
-            time.sleep(0.07)
+            pace(0.07)
 
         def are_answered() -> bool:
             answers = told(kafka).values()

@@ -107,3 +107,20 @@ def test_the_deadline_lies_between_the_two_limits(limits, pending):
     distance_s = waiting(pending, min_s=min_s, max_s=max_s, restarted_at=0).deadline()
     assert distance_s is not None
     assert min_s <= distance_s <= max_s
+
+
+def test_nothing_is_due_before_the_upstream_may_be_asked_again():
+    """Nor after a reconnect of the reader itself: what is due costs a connection that lives."""
+    subject = Debounce(min_s=1, max_s=2)
+    subject.put()
+    subject.restarted(0)
+    subject.put()
+    subject.postpone(60)
+    assert subject.deadline() == 60
+    subject.restarted(5)
+    assert subject.deadline() is None
+    subject.put()
+    assert (subject.deadline(), subject.deadline(idle=True)) == (60, 60)
+    subject.restarted(70)
+    subject.put()
+    assert 71 <= subject.deadline() <= 72
