@@ -632,6 +632,24 @@ async def test_a_change_taken_back_during_the_overlap_stops_the_candidate(loopti
     assert story.ids() == list(range(1, len(story.ids()) + 1))
 
 
+async def test_a_removal_alone_is_a_change_like_any_other(looptime) -> None:
+    """Whether a publisher asks for less or goes: the rest is asked for when it is due, without a gap."""
+    story = Story([OK, *flow(1, 600)], [OK, *flow(122, 600)], [OK, *flow(243, 600)], debounce=(120, 120))
+    async with story.running():
+        story.publish("a", "b", key="tech/x")
+        story.publish("c", key="tech/y")
+        await asyncio.sleep(10)
+        story.publish("a", key="tech/x")
+        await asyncio.sleep(120)
+        story.publish(key="tech/y")
+        await asyncio.sleep(130)
+    assert [(one.at, one.form["track"]) for one in story.script.attempts] == [
+        *[(0, "a,b,c"), (120, "a,c"), (240, "a")]
+    ]
+    assert story.ids() == list(range(1, len(story.ids()) + 1))
+    assert all(told == ["accepted", "applied"] for told in story.answers().values())
+
+
 async def test_the_last_predicate_removed_stops_the_stream_at_once(looptime) -> None:
     """And it may start again at once, but never twice within min_s."""
     story = Story([OK, *flow(1, 100)], [OK, *flow(1, 100)], [OK, line(1), Hang()], debounce=(10, 60))
