@@ -318,7 +318,10 @@ class Handover(RuleBasedStateMachine):
 
     # What may happen
 
-    @rule(key=st.sampled_from("xyz"), words=st.frozensets(st.sampled_from("abcd"), max_size=2))
+    @rule(
+        key=st.sampled_from("xyz"),
+        words=st.frozensets(st.sampled_from("abc"), max_size=2) | st.just(frozenset("d")),
+    )
     def publish(self, key: str, words: frozenset[str]) -> None:
         self.records.append((key, words))
         self.versions.append(self._union(len(self.records)).version)
@@ -344,7 +347,7 @@ class Handover(RuleBasedStateMachine):
     @precondition(lambda self: self.upstream.healthy)
     @rule(
         key=st.sampled_from("xyz"),
-        words=st.frozensets(st.sampled_from("aabbccd"), min_size=1, max_size=2),
+        words=st.frozensets(st.sampled_from("abc"), min_size=1, max_size=2),
         those=st.lists(st.frozensets(st.sampled_from("abc"), min_size=1, max_size=2), min_size=1, max_size=4),
         every_s=st.sampled_from([0.15, 0.35, 0.45, 0.7]),
         answer=st.sampled_from(["accepted", "lagging", "lagging", "slow", "silent", "crowded"]),
@@ -570,7 +573,7 @@ class Rules(Handover):
 
 
 MANY = settings(
-    max_examples=150,
+    max_examples=100,
     stateful_step_count=30,
     deadline=None,
     derandomize=True,
