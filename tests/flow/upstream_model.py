@@ -9,9 +9,11 @@ overlap without a cursor builds on.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from urllib.parse import parse_qsl
 
 from connector.errors import BadStatus, Disconnected, RulesRefused, Stalled, Unreachable
@@ -85,6 +87,7 @@ class Connection:
     def offer(self, number: int, now: float) -> None:
         self.offered.add(number)
         self.backlog.append((number, now))
+        self.stirred.set()
 
     def catch_up(self, count: int = 1 << 30) -> None:
         """Write so much of the backlog, as one chunk."""
@@ -146,6 +149,7 @@ class Upstream:
     amendings: deque[str] = field(default_factory=deque)
     refused: Words = frozenset()
     only_one: str | None = None
+    behaves: bool = False
     rules: Words = frozenset()
     statuses: list[Status] = field(default_factory=list)
     connections: list[Connection] = field(default_factory=list)
@@ -187,15 +191,11 @@ class Upstream:
                 if not one.lags:
                     one.catch_up()
 
-    def lagging_until(self) -> float | None:
-        """When a lag has to end."""
-        due = [one.backlog[0][1] for one in self.healthy if one.backlog and not one.is_dead]
-        return min(due) + MAX_LAG_S if due else None
-
     def behave(self) -> None:
         """Be as an upstream should be from now on."""
         self.answers.clear()
         self.amendings.clear()
+        self.behaves = True
         self.refused, self.only_one = frozenset(), None
         for one in self.healthy:
             one.lags, one.talks = False, True
@@ -224,7 +224,7 @@ class Upstream:
     def _set_rules(self, rules: Words) -> None:
         self._refuse(rules)
         self.rules = rules
-        for one in self.open:
+        for one in filter(attrgetter("is_open"), self.connections):
             one.had.append(one.words)
             one.words = rules
 
@@ -259,6 +259,8 @@ class Upstream:
     async def _admit(self, one: Connection, *, by_rules: bool) -> None:
         answer = self.answers.popleft() if self.answers else "accepted"
         await asyncio.sleep(3 if answer == "slow" else 0.05)
+        if self.behaves:
+            answer = "accepted"
         if by_rules:
             self._set_rules(one.words)
         match answer:
@@ -305,10 +307,15 @@ class Upstream:
             keep_alive_s = self.keep_alive_s if one.talks and not one.is_dead else None
             first_s = 1.0 if keep_alive_s and not one.is_proven else keep_alive_s
             quiet_s = stall_s if first_s is None else first_s
+            is_late = one.backlog and not one.is_dead and not one.is_broken
+            lags_until = one.backlog[0][1] + MAX_LAG_S if is_late else math.inf
             try:
-                async with asyncio.timeout_at(heard_at + quiet_s):
+                async with asyncio.timeout_at(min(heard_at + quiet_s, lags_until)):
                     await one.stirred.wait()
             except TimeoutError:
+                if self.now >= lags_until:
+                    one.catch_up()
+                    continue
                 if first_s is None:
                     one.is_broken = True
                     raise Stalled(f"silent for {stall_s:g} s", stall_s) from None
@@ -316,7 +323,8 @@ class Upstream:
 
     def _closed(self, one: Connection) -> None:
         """Judge why a connection is closed."""
-        others = [other for other in self.open if other is not one]
+        there = [other for other in self.connections if other.is_open and other.after is not None]
+        others = [other for other in there if other is not one]  # what is being closed counts still
         newer = [other for other in others if other.number > one.number and self.has_proven(other)]
         if one.is_broken:
             one.fate = "lost"
