@@ -91,7 +91,7 @@ class Subscription:
 
     @property
     def trouble(self) -> str | None:
-        """Why no connection lives, where that is known."""
+        """Why no connection lives, if known."""
         return None if self._active is None else self._active.trouble
 
     def load(self, target: PredicateSet, waiting: Sequence[Change], in_force: PredicateSet | None) -> None:
@@ -134,11 +134,15 @@ class Subscription:
         return self.demand.debounce.deadline(idle=self.phase is Phase.IDLE)
 
     def _next_deadline(self) -> float | None:
-        deadlines = [self._drained_at(), self._overlap.forget_at]
-        deadlines += [side.proven_at(self.dialect.liveness.grace_s) for side in self._sides]
+        grace_s = self.dialect.liveness.grace_s
+        deadlines = [self._drained_at(), self._forget_at(), *(one.proven_at(grace_s) for one in self._sides)]
         if self.phase in MAY_RESTART or self._waiting_refused is not None:
             deadlines.append(self._due_at())
         return min((at for at in deadlines if at is not None), default=None)
+
+    def _forget_at(self) -> float | None:
+        """When a connection has lived for so long that it brings nothing again; None before it lives."""
+        return self._overlap.forget_at if self._active is not None and self._active.live else None
 
     def _drained_at(self) -> float | None:
         active, handover = self._active, self.dialect.handover
@@ -148,15 +152,14 @@ class Subscription:
 
     def _meet_deadlines(self) -> None:
         now = self._now()
-        if self._overlap.forget_at is not None and now >= self._overlap.forget_at:
+        if (forget_at := self._forget_at()) is not None and now >= forget_at:
             self._overlap = Overlap()
         for side in self._sides:
             if (proven_at := side.proven_at(self.dialect.liveness.grace_s)) is not None and now >= proven_at:
                 self._proven(side)
         if (drained_at := self._drained_at()) is not None and now >= drained_at:
             self._switch_unmet()
-        due_at = self._due_at()
-        if due_at is None or now < due_at:
+        if (due_at := self._due_at()) is None or now < due_at:
             return
         if self.phase is Phase.STEADY:
             self._signal(self._due)
@@ -221,7 +224,8 @@ class Subscription:
                 stop(self._candidate)
                 stop(self._amending)
                 self._active = self._candidate = self._amending = None
-                self._overlap = Overlap()
+                self._overlap.discard()
+                self._overlap.linger(self._now())
                 self.lifecycle.forget_dark()
 
     def _tell_state(self) -> None:
@@ -286,6 +290,8 @@ class Subscription:
             self._overlap.begin(self._now())
             self._signal(Signal.CANDIDATE_LIVE)
         else:
+            if self._overlap.forget_at is not None:
+                self._overlap.linger(self._now())
             self._desk.now_in_force(side, self._now(), {})
 
     def _received(self, side: Side, event: Received, *, is_candidate: bool) -> None:

@@ -632,6 +632,27 @@ async def test_a_change_taken_back_during_the_overlap_stops_the_candidate(loopti
     assert story.ids() == list(range(1, len(story.ids()) + 1))
 
 
+@pytest.mark.parametrize("then", ["lost", "emptied"])
+async def test_a_cursor_that_lags_behind_doubles_nothing_however_late_it_is_resumed(then, looptime) -> None:
+    """The two never met, so the new one's cursor counts, which is older than what the old one delivered."""
+    old = [OK, line(1), Wait(2.1), lines(2, 3, 4), Hang()]
+    new = [OK, b"\r\n", Wait(0.3), line(2), Wait(5), Disconnected("reset") if then == "lost" else Hang()]
+    late = [[BadStatus(429)], [BadStatus(429)]] if then == "lost" else []
+    story = Story(old, new, *late, [OK, lines(3, 4, 5), Hang()], override=RESUMABLE)
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        if then == "emptied":
+            await asyncio.sleep(3)
+            story.publish()
+            await asyncio.sleep(100)
+            story.publish("b")
+        await asyncio.sleep(300)
+    assert story.script.attempts[-1].form["since_seq"] == "2"
+    assert story.ids() == [1, 2, 3, 4, 5]
+
+
 async def test_a_removal_alone_is_a_change_like_any_other(looptime) -> None:
     """Whether a publisher asks for less or goes: the rest is asked for when it is due, without a gap."""
     story = Story([OK, *flow(1, 600)], [OK, *flow(122, 600)], [OK, *flow(243, 600)], debounce=(120, 120))
