@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TypeVar
@@ -14,9 +16,13 @@ from confluent_kafka import KafkaError, KafkaException
 
 from connector import __version__, topics
 from connector.control.lease import Lease
+from connector.delivery.acknowledgements import Acknowledgements
 from connector.delivery.outbox import Outbox
 from connector.delivery.restore import Restored, restore
-from connector.delivery.writer import Committed, Failed, Recovered, Writer
+from connector.delivery.transactions import Transactions
+from connector.delivery.verdict import Verdict
+from connector.delivery.writer import Committed, Condemned, Failed, Recovered, Writer
+from connector.errors import WriteRefused
 from connector.ops.health import Health
 from connector.ops.metrics import Metrics
 from connector.ops.server import serve
@@ -31,6 +37,14 @@ DRAIN_BUDGET_S = 9.0
 
 MAX_POLL_INTERVAL_S = 30.0
 """A poll thread silent for longer has lost its lease, and a process that stuck needs a restart."""
+
+HEARTBEATS = 10
+"""How many to a session. A broker that has just started refuses the first, and the next one is an interval
+later: what is read and not committed is lost with the lease, for an upstream that cannot send it again."""
+
+HOPELESS_S = 300.0
+"""How long a refusal that only a person can mend is borne, unready, until the process ends: somebody may be
+about to mend it, and a process that comes back fresh says it again."""
 
 _PROBE_INTERVAL_S = 5.0
 _RESTORE_TIMEOUT_S = 30.0
@@ -57,7 +71,7 @@ async def run(settings: Settings) -> int:
             **kafka,
             "group.id": settings.kafka.group,
             "session.timeout.ms": int(settings.kafka.session_timeout_s * 1000),
-            "heartbeat.interval.ms": int(settings.kafka.session_timeout_s * 1000 / 4),
+            "heartbeat.interval.ms": int(settings.kafka.session_timeout_s * 1000 / HEARTBEATS),
             "max.poll.interval.ms": int(MAX_POLL_INTERVAL_S * 1000),
         },
         settings.kafka.topics.predicates,
@@ -104,14 +118,12 @@ async def _work(
     names = settings.kafka.topics.names()
     needed = topics.wanted(names, settings.kafka.control_partitions, settings.kafka.status_partitions)
     longest = max(one.manners.framing.max_frame_bytes for one in settings.streams.values())
-    writer = Writer(
-        kafka=kafka,
-        group=settings.kafka.group,
-        replica=settings.replica,
-        topics=names,
-        commit_interval_s=settings.delivery.commit_interval_s,
-        max_record_bytes=longest + topics.BATCH_OVERHEAD_BYTES,
-    )
+    written = _log(settings, kafka, lease, longest + topics.BATCH_OVERHEAD_BYTES)
+    writer = Writer(log=written, commit_interval_s=settings.delivery.commit_interval_s)
+    for stream, its in settings.streams.items():
+        promised = its.promise(settings.delivery.mode)
+        log.info("stream.promised", stream=stream, **dataclasses.asdict(promised))
+        metrics.promised(stream, promised.name)
     try:
         partitions = await _until_reached(
             lambda: asyncio.to_thread(cluster.verify, needed, names.statuses, longest), health, stop
@@ -134,37 +146,75 @@ async def _work(
         connect=HttpConnect(),
         metrics=metrics,
         topic=names.predicates,
+        mode=settings.delivery.mode,
     )
     health.check(supervisor.troubles)
+    health.describe(supervisor.status)
+    metrics.gauge("producer_epochs", "Producers made so far.", lambda: written.epochs)
+    metrics.gauge("commits_guarded", "Commits so slow that a new producer followed.", lambda: written.guarded)
     metrics.gauge("outbox_bytes", "Bytes waiting to be written.", lambda: outbox.size_bytes)
     metrics.gauge("ready", "1 when ready.", lambda: float(not health.troubles()))
     lease.start()
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(supervisor.run(), name="supervisor")
-        writing = tasks.create_task(_write(writer, outbox, lease, health, metrics), name="writer")
-        probing = tasks.create_task(_probe(cluster, health), name="probe")
-        await stop.wait()
-        await supervisor.drain()
-        outbox.close()
-        await asyncio.wait([writing])
-        await lease.close()
-        probing.cancel()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(supervisor.run(), name="supervisor")
+            writing = tasks.create_task(_write(writer, outbox, lease, health, metrics), name="writer")
+            probing = tasks.create_task(_probe(cluster, health), name="probe")
+            await stop.wait()
+            await supervisor.drain()
+            outbox.close()
+            await asyncio.wait([writing])
+            await lease.close()
+            probing.cancel()
+    except* WriteRefused as refused:
+        raise refused.exceptions[0] from None
     await writer.close()
+
+
+def _log(
+    settings: Settings, kafka: dict[str, object], lease: Lease, max_record_bytes: int
+) -> Transactions | Acknowledgements:
+    names = settings.kafka.topics.names()
+    if settings.delivery.mode == "at_least_once":
+        return Acknowledgements(
+            kafka=kafka,
+            replica=settings.replica,
+            topics=names,
+            max_record_bytes=max_record_bytes,
+            commit=lease.commit,
+        )
+    return Transactions(
+        kafka=kafka,
+        group=settings.kafka.group,
+        replica=settings.replica,
+        topics=names,
+        max_record_bytes=max_record_bytes,
+    )
 
 
 async def _write(writer: Writer, outbox: Outbox, lease: Lease, health: Health, metrics: Metrics) -> None:
     """Run the writer, and tell metrics and health how it fares."""
+    hopeless_since: float | None = None
     async with aclosing(writer.run(outbox, lease)) as outcomes:
         async for outcome in outcomes:
             match outcome:
-                case Committed(statuses, dead_letters, seconds, _):
+                case Committed(statuses, dead_letters, seconds):
                     metrics.committed(statuses, dead_letters, seconds)
                     health.report("writer", None)
-                case Failed(error):
-                    metrics.failed(error.name())
-                    health.report("writer", f"transaction failed: {error.str()}")
+                    hopeless_since = None
+                case Failed(error, verdict):
+                    metrics.failed(error.name(), verdict.value)
+                    health.report("writer", f"{verdict.value}: {error.name()}: {error.str()}")
+                    if verdict is not Verdict.FATAL:
+                        hopeless_since = None
+                    elif hopeless_since is None:
+                        hopeless_since = time.monotonic()
+                    elif time.monotonic() - hopeless_since > HOPELESS_S:
+                        raise WriteRefused(f"{error.name()}: {error.str()}")
                 case Recovered(was_committed):
                     log.info("writer.recovered", was_committed=was_committed)
+                case Condemned(stream, error):
+                    log.error("record.condemned", stream=stream, code=error.name(), detail=error.str())
 
 
 async def _probe(cluster: topics.Cluster, health: Health) -> None:

@@ -22,7 +22,7 @@ from connector.stream.credentials import (
     OAuth1,
     OAuth2ClientCredentials,
 )
-from connector.stream.dialect import HeaderName
+from connector.stream.values import HeaderName
 
 
 def _readable(path: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from connector import __version__
-from connector.errors import ConfigurationError, ConnectorError
+from connector.errors import ConfigurationError, ConnectorError, WriteRefused
 
 if TYPE_CHECKING:
     from connector.publisher import Publisher
@@ -59,6 +59,9 @@ def run(config: Config = None) -> None:
         runner = uvloop.run
     try:
         code = runner(app.run(settings))
+    except WriteRefused as error:
+        typer.echo(f"Kafka refuses what is written: {error}", err=True)
+        raise typer.Exit(1) from None
     except ConnectorError as error:
         typer.echo(
             f"{error}\nTo create what is missing: connector topics --create{_said(config)}",

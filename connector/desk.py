@@ -61,7 +61,11 @@ class Desk:
         """
         demand, side.proof = self.demand, side.reader.target.fingerprint()
         asked = demand.ask(side.proof, must_live=must_live)
-        side.asked = Ask(asked, self.outlet.cursor)
+        resume = self.lifecycle.resume
+        if resume is not None and resume.since is not None:
+            side.asked = Ask(asked, since=self.outlet.heard_at)
+        else:
+            side.asked = Ask(asked, self.outlet.cursor)
         side.carried = demand.waiting if asked == demand.newest else ()
         demand.debounce.restarted(now)
         if asked != demand.newest and may_retry:

@@ -136,5 +136,9 @@ class RulesRefused(Disconnected):
         self.value = value
 
 
+class WriteRefused(ConnectorError):
+    """Kafka refuses what is written in a way that only a person can mend: rights, or configuration."""
+
+
 class IllegalTransition(ConnectorError):
     """A state machine got a signal that its phase does not allow: a bug."""

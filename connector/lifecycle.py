@@ -14,7 +14,8 @@ import structlog
 
 from connector.model import Event, StreamId
 from connector.ops.metrics import Metrics
-from connector.side import Side
+from connector.side import Side, Withheld
+from connector.stream.dialect import Resume
 from connector.stream.messages import Notice
 from connector.stream.policy import Outcome
 from connector.stream.reader import Lost, Received
@@ -22,6 +23,9 @@ from connector.stream.reader import Lost, Received
 log = structlog.get_logger("connector.lifecycle")
 
 _ALWAYS_TOLD = frozenset({Outcome.RATE_LIMITED, Outcome.CROWDED, Outcome.REFUSED})
+
+WITHHELD_EVERY_S = 10.0
+"""How often it is told that an upstream withholds statuses: some say so with every one."""
 
 _NEVER_TOLD = frozenset({"other_event"})
 """Reasons for which bytes are dropped because the dialect says so; counted all the same."""
@@ -48,13 +52,13 @@ class Lifecycle:
     """Tells one stream's story.
 
     Attributes:
-        can_resume: whether the upstream can send what was missed.
+        resume: how the upstream can send what was missed; None if it cannot.
         wall: reads the wall clock, in seconds since the epoch.
     """
 
     stream: StreamId
     metrics: Metrics
-    can_resume: bool
+    resume: Resume | None
     wall: Callable[[], float]
     _dark: _Dark | None = field(default=None, init=False)
 
@@ -76,12 +80,15 @@ class Lifecycle:
         """Tell that the first bytes arrived."""
         self.metrics.connected(self.stream)
         side.told.clear()
+        side.withheld.told_at = self.wall()
         return [self._event("connection.live", side)]
 
     def received(self, side: Side, received: Received) -> list[Event]:
         """Tell of notices, and of bytes that cannot be used: once per connection and reason."""
         self.metrics.received(self.stream, received.wire_bytes, received.discarded)
         events = [self._noticed(side, notice) for notice in received.messages.notices]
+        if (count := received.messages.withheld) is not None:
+            events += self.withheld(side, count)
         told = side.discarded | _NEVER_TOLD
         new = {reason: size for reason, size in received.discarded.items() if reason not in told}
         if new:
@@ -90,9 +97,9 @@ class Lifecycle:
             events.append(self._event("bytes.discarded", side, {"bytes": new}))
         return events
 
-    def handed_over(self, suppressed: int) -> None:
+    def handed_over(self) -> None:
         """Count a restart by overlap."""
-        self.metrics.handed_over(self.stream, suppressed)
+        self.metrics.handed_over(self.stream)
 
     def state(self, *, is_live: bool, is_refused: bool) -> None:
         """Say whether the stream's connection lives, and whether the upstream refuses one."""
@@ -109,11 +116,13 @@ class Lifecycle:
             kind = lost.outcome.value
             data["until"] = self._until(lost.retry_in_s)
         self.metrics.lost(self.stream, kind, lost.discarded)
+        untold = self.withheld(side)
+        side.withheld = Withheld()
         if not (side.live or lost.outcome in _ALWAYS_TOLD or lost.reason != side.trouble):
-            return []
+            return untold
         told = f"connection.{kind}"
         (log.info if is_expected else log.warning)(told, stream=self.stream, connection=side.number, **data)
-        return [self._event(told, side, data)]
+        return [*untold, self._event(told, side, data)]
 
     def not_amended(self, side: Side, lost: Lost) -> list[Event]:
         """Tell that the upstream's rules could not be changed; the connection there is goes on."""
@@ -130,6 +139,11 @@ class Lifecycle:
         return [Event("handover.fell_back", self.stream, data)]
 
     # The time without a live connection
+
+    def restarted(self, now: float, heard_at: float) -> None:
+        """Take note that nothing was read since *heard_at* on the wall's clock: no process had the stream."""
+        since = now - max(0.0, self.wall() - heard_at)
+        self._dark = _Dark(since, since, heard_at, "not read, or not committed, by the process before")
 
     def dark(self, now: float, reason: str | None, silent_s: float = 0.0) -> None:
         """Take note that no connection lives any more, *silent_s* seconds after its last byte."""
@@ -157,14 +171,37 @@ class Lifecycle:
         log.info("connection.live", stream=self.stream, predicates=version, changes=len(side.carried), **told)
         if dark is None:
             return told, []
-        gap = {
-            "from": _iso(dark.wall),
-            "to": _iso(self.wall()),
-            "recoverable": self.can_resume and bool(side.asked.cursor),
-            "reason": dark.reason,
-        }
+        end = self.wall()
+        if side.asked.resumes:
+            assert self.resume is not None
+            reaches_back_s = self.resume.reaches_back_s
+            if reaches_back_s is None or end - reaches_back_s <= dark.wall:
+                return told, []  # the upstream sends what was missed
+            end -= reaches_back_s
+        return told, [self._gap(side, dark.wall, end, dark.reason)]
+
+    def withheld(self, side: Side, count: int | None = None) -> list[Event]:
+        """Tell what the upstream did not send because of its own limits, every `WITHHELD_EVERY_S` at most.
+
+        Args:
+            side: whose connection it is.
+            count: how many since the connection opened, as it says itself; None to tell what is untold.
+        """
+        now = self.wall()
+        last = side.withheld
+        if count is not None:
+            last.seen = max(last.seen, count)
+            if now - last.told_at < WITHHELD_EVERY_S:
+                return []
+        if (more := last.seen - last.told) <= 0:
+            return []
+        since, last.told, last.told_at = last.told_at or now, last.seen, now
+        return [self._gap(side, since, now, "withheld by the upstream, which limits its rate", count=more)]
+
+    def _gap(self, side: Side, begin: float, end: float, reason: str | None, **more: int) -> Event:
+        gap = {"from": _iso(begin), "to": _iso(end), "reason": reason, **more}
         log.warning("stream.gap", stream=self.stream, connection=side.number, **gap)
-        return told, [self._event("stream.gap", side, gap)]
+        return self._event("stream.gap", side, gap)
 
     def _once(self, kind: str, side: Side) -> list[Event]:
         """Tell it once until a connection lives, and not at every attempt."""

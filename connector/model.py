@@ -18,16 +18,16 @@ MOVED_FROM = "moved-from"
 
 
 class Status(NamedTuple):
-    """One status.
+    """One status, or word that it is no more.
 
     Attributes:
         id: becomes the record's key.
-        body: byte for byte what the upstream sent.
+        body: byte for byte what the upstream sent; None where it deleted the status: a tombstone.
         rules: which predicates it matched, in the upstream's own JSON; empty where it does not say.
     """
 
     id: str
-    body: bytes
+    body: bytes | None
     rules: bytes = b""
 
 
@@ -123,6 +123,7 @@ class DeadLetter:
     Attributes:
         reason: a stable code, e.g. ``not_json``.
         origin: where the bytes came from: ``upstream`` or ``topic/partition/offset``.
+        copy_bytes: longest copy of the value that is kept; its hash is of the whole.
     """
 
     reason: str
@@ -131,6 +132,7 @@ class DeadLetter:
     origin: str
     key: bytes | None
     value: bytes | None
+    copy_bytes: int = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +145,15 @@ class Position:
         predicates: version of the predicate set in force.
         attempts: when the upstream was asked lately, in seconds since the epoch; its connect budget
             counts them, whichever process asked.
+        heard_at: when the upstream was heard last, in seconds since the epoch: what it sent since then may
+            be missing. None before the first time.
     """
 
     seq: int = 0
     cursor: str | None = None
     predicates: str | None = None
     attempts: tuple[float, ...] = ()
+    heard_at: float | None = None
 
 
 class Tenure(NamedTuple):

@@ -39,6 +39,7 @@ from pydantic_settings import (
 from connector import configfile
 from connector.auth import Auth, NoAuth, SecretFile, reader
 from connector.configfile import Group
+from connector.delivery.promise import Mode, Promise, promise
 from connector.model import Topics
 from connector.stream import dialect
 from connector.stream.dialect import Dialect
@@ -194,6 +195,13 @@ class StreamSettings(Group):
             raise ValueError("tls: the url is not https")
         return self
 
+    def promise(self, mode: Mode) -> Promise:
+        """Return what is promised of it when it is written that way."""
+        resume = self.manners.resume
+        if resume is None:
+            return promise(mode, "not_at_all", None)
+        return promise(mode, "by_cursor" if resume.since is None else "by_time", resume.reaches_back_s)
+
     @cached_property
     def manners(self) -> Dialect:
         """The dialect with the overrides laid over it, as they were at the start."""
@@ -284,11 +292,16 @@ class KafkaSettings(Group):
 class DeliverySettings(Group):
     """How statuses are written."""
 
+    mode: Mode = "exactly_once"
+    """In transactions; or acknowledged records first and positions after them, which is some milliseconds
+    sooner and needs no transactions, but repeats what was under way whenever something fails."""
+
     commit_interval_s: Annotated[float, Field(ge=0, le=10)] = 0.02
     """Shortest time between two transactions, in seconds: what latency is traded for fewer commits."""
 
     outbox_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
-    """Readers pause while more than this waits to be written."""
+    """While more than this waits to be written, the readers that fill it pause. It counts what small
+    statuses weigh in memory, so it bounds their number too."""
 
 
 class OpsSettings(Group):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import InitVar, dataclass, field
 
 from connector.control.answers import Change
 from connector.delivery.outbox import Outbox
 from connector.model import PredicateSet, StreamId
 from connector.stream.amender import Amended, Amender
-from connector.stream.reader import Ask, Reader, ReaderEvent
+from connector.stream.policy import Outcome
+from connector.stream.reader import Ask, Lost, Reader, ReaderEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,19 @@ class Resumed:
     """Reading goes on after the outbox was full since *paused_at*."""
 
     paused_at: float
+
+
+@dataclass(slots=True)
+class Withheld:
+    """How many statuses an upstream says it did not send over one connection.
+
+    Attributes:
+        told_at: when that was told last, or the connection came to life, in seconds since the epoch.
+    """
+
+    seen: int = 0
+    told: int = 0
+    told_at: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +51,7 @@ class Side:
     trouble: str | None = None  # why it was lost last
     told: set[str] = field(default_factory=set)  # events of attempts since it lived last
     discarded: set[str] = field(default_factory=set)  # reasons told on this connection
+    withheld: Withheld = field(default_factory=Withheld)
     proof: object = None  # of identity, by which it asked
     is_refused: bool = False  # waits for something else to ask for
     connected_at: float | None = None  # on the loop's clock
@@ -57,28 +72,41 @@ class Side:
         self.reader.changed.set()
 
     async def events(
-        self, outbox: Outbox, former: Sequence[asyncio.Task[None]]
+        self, outbox: Outbox, stream: StreamId, patience_s: float, former: Sequence[asyncio.Task[None]]
     ) -> AsyncGenerator[ReaderEvent | Amended | Resumed, None]:
         """Yield what the reader brings, until the side is stopped; pause while *outbox* is full.
 
         Args:
             outbox: is full when statuses come faster than Kafka takes them; the upstream feels the pause.
+            stream: whose share of the outbox it is.
+            patience_s: after a longer pause the connection is closed, and another one made when there is
+                room: an upstream that is not read drops statuses, or the connection, and says neither.
             former: sides to wait for first: their end closes their sockets, and so frees the slots.
         """
         clock = asyncio.get_running_loop().time
         if former:
             await asyncio.wait(former)
-        async with aclosing(self.reader.events()) as events:
-            async for event in events:
-                if self.stopped:  # a cancelled task runs on until it has to wait for something
+        while True:
+            async with aclosing(self.reader.events()) as events:
+                async for event in events:
+                    if self.stopped:  # a cancelled task runs on until it has to wait for something
+                        return
+                    yield event
+                    if outbox.is_full(stream):
+                        paused_at = clock()
+                        self.is_paused = True
+                        with suppress(TimeoutError):
+                            async with asyncio.timeout(patience_s):
+                                await outbox.room(stream)
+                        self.is_paused = False
+                        if outbox.is_full(stream):
+                            break
+                        yield Resumed(paused_at)
+                else:
                     return
-                yield event
-                if outbox.is_full:
-                    paused_at = clock()
-                    self.is_paused = True
-                    await outbox.room()
-                    self.is_paused = False
-                    yield Resumed(paused_at)
+            reason = f"Kafka has not taken what was read for {patience_s:g} s: closed on purpose"
+            yield Lost(reason, Outcome.NETWORK, 0.0, silent_s=clock() - paused_at)
+            await outbox.room(stream)
 
 
 def stop(side: Side | None) -> None:
@@ -93,27 +121,32 @@ class Readers:
     """Starts sides, each once the sockets of those stopped before it are closed: upstreams count them.
 
     Attributes:
+        stream: whose they are.
+        outbox: where what they bring goes; they pause while it is full.
+        patience_s: how long they pause before they close their connection.
         hear: takes what they bring.
         tasks: they run in it.
     """
 
+    stream: StreamId
     outbox: Outbox
+    patience_s: float
     hear: Callable[[Side, ReaderEvent | Amended | Resumed], None]
     tasks: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
     _count: int = 0
     _started: list[tuple[Side, asyncio.Task[None]]] = field(default_factory=list)
 
-    def start(self, stream: StreamId, make: Callable[[Side], Reader | Amender]) -> Side:
-        """Start a side of *stream*, with the reader that *make* makes for it."""
+    def start(self, make: Callable[[Side], Reader | Amender]) -> Side:
+        """Start a side with the reader that *make* makes for it."""
         self._count += 1
         side = Side(self._count, make)
         self._started = [(one, task) for one, task in self._started if not task.done()]
         former = [task for one, task in self._started if one.stopped]
-        side.task = self.tasks.create_task(self._pump(side, former), name=f"{stream}#{side.number}")
+        side.task = self.tasks.create_task(self._pump(side, former), name=f"{self.stream}#{side.number}")
         self._started.append((side, side.task))
         return side
 
     async def _pump(self, side: Side, former: Sequence[asyncio.Task[None]]) -> None:
-        async with aclosing(side.events(self.outbox, former)) as events:
+        async with aclosing(side.events(self.outbox, self.stream, self.patience_s, former)) as events:
             async for event in events:
                 self.hear(side, event)

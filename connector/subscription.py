@@ -17,7 +17,7 @@ from connector.control.demand import Demand, Verdict
 from connector.desk import Desk
 from connector.lifecycle import Lifecycle
 from connector.model import Note, PredicateSet, Status, StreamId
-from connector.outlet import Outlet
+from connector.outlet import HEARD_EVERY_S, Outlet
 from connector.side import Readers, Resumed, Side, stop
 from connector.stream.amender import Amended, Amender
 from connector.stream.budget import Budget
@@ -74,6 +74,7 @@ class Subscription:
     _candidate: Side | None = field(default=None, init=False)
     _amending: Side | None = field(default=None, init=False)
     _overlap: Overlap = field(default_factory=Overlap, init=False)
+    _suppressed_before: int = field(default=0, init=False)  # the candidate was started
     _due: Signal = field(init=False)  # what a change that is due means for a steady connection
     _desk: Desk = field(init=False)
     _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
@@ -81,7 +82,8 @@ class Subscription:
 
     def __post_init__(self) -> None:
         self._due = _DUE[self.dialect.handover.strategy]
-        self._readers = Readers(self.outlet.outbox, self._heard)
+        patience_s = self.dialect.liveness.patience_s
+        self._readers = Readers(self.stream, self.outlet.outbox, patience_s, self._heard)
         self._desk = Desk(self.demand, self.outlet, self.lifecycle)
 
     @property
@@ -96,6 +98,8 @@ class Subscription:
 
     def load(self, target: PredicateSet, waiting: Sequence[Change], in_force: PredicateSet | None) -> None:
         """Start from the control topic's content, as it was when the lease began; see `Demand.load`."""
+        if self.outlet.heard_at is not None and not target.is_empty:
+            self.lifecycle.restarted(self._now(), self.outlet.heard_at)
         self._desk.load(target, waiting, in_force)
         self._wake.set()
 
@@ -125,7 +129,10 @@ class Subscription:
 
     def stop(self) -> None:
         """Stop reading; everything read so far is in the outbox then."""
+        for side in self._sides:
+            self.outlet.tell(self.lifecycle.withheld(side))
         self._signal(Signal.STOP)
+        self.outlet.note_heard()
         self._wake.set()
 
     # Deadlines
@@ -135,14 +142,10 @@ class Subscription:
 
     def _next_deadline(self) -> float | None:
         grace_s = self.dialect.liveness.grace_s
-        deadlines = [self._drained_at(), self._forget_at(), *(one.proven_at(grace_s) for one in self._sides)]
+        deadlines = [self._drained_at(), *(one.proven_at(grace_s) for one in self._sides)]
         if self.phase in MAY_RESTART or self._waiting_refused is not None:
             deadlines.append(self._due_at())
         return min((at for at in deadlines if at is not None), default=None)
-
-    def _forget_at(self) -> float | None:
-        """When a connection has lived for so long that it brings nothing again; None before it lives."""
-        return self._overlap.forget_at if self._active is not None and self._active.live else None
 
     def _drained_at(self) -> float | None:
         active, handover = self._active, self.dialect.handover
@@ -152,13 +155,11 @@ class Subscription:
 
     def _meet_deadlines(self) -> None:
         now = self._now()
-        if (forget_at := self._forget_at()) is not None and now >= forget_at:
-            self._overlap = Overlap()
         for side in self._sides:
             if (proven_at := side.proven_at(self.dialect.liveness.grace_s)) is not None and now >= proven_at:
                 self._proven(side)
         if (drained_at := self._drained_at()) is not None and now >= drained_at:
-            self._switch_unmet()
+            self._signal(Signal.DRAINED)
         if (due_at := self._due_at()) is None or now < due_at:
             return
         if self.phase is Phase.STEADY:
@@ -195,20 +196,17 @@ class Subscription:
             case Action.START_ACTIVE:
                 self._active = self._start(self.reader)
             case Action.START_CANDIDATE:
-                self._overlap = self._overlap.after()
+                self._overlap = Overlap()
+                self._suppressed_before = self.outlet.window.suppressed
                 self._candidate = self._start(self.reader)
             case Action.STOP_CANDIDATE:
                 stop(self._candidate)
                 self._candidate = None
-                self._overlap.discard()  # what it delivered may still come over the other one
-                self._overlap.linger(self._now())
             case Action.RELEASE:
                 self._release()
             case Action.PROMOTE:
                 stop(self._active)
                 self._active, self._candidate = self._candidate, None
-                if self._overlap.forget_at is None:
-                    self._overlap = Overlap()
             case Action.REPLACE:
                 stop(self._active)
                 if self.is_live:
@@ -224,24 +222,23 @@ class Subscription:
                 stop(self._candidate)
                 stop(self._amending)
                 self._active = self._candidate = self._amending = None
-                self._overlap.discard()
-                self._overlap.linger(self._now())
                 self.lifecycle.forget_dark()
 
     def _tell_state(self) -> None:
         is_live = self._active is not None and self._active.live
         self.lifecycle.state(is_live=is_live, is_refused=any(side.is_refused for side in self._sides))
+        if is_live and self.phase is Phase.STEADY:
+            self.outlet.window.settle(self._now())
 
     def _start(self, make: Callable[[Callable[[], Ask]], Reader | Amender]) -> Side:
-        return self._readers.start(self.stream, lambda side: make(lambda: self._ask(side)))
+        return self._readers.start(lambda side: make(lambda: self._ask(side)))
 
     def _ask(self, side: Side) -> Ask:
         """Say what the next connection of *side* asks for.
 
         Where what was in force goes on, the newest is tried again if that costs no connection that lives.
         """
-        if side is self._candidate:
-            self._overlap.asked()
+        self.outlet.window.watch()
         must_live = side is self._active
         return self._desk.ask(
             side, self._now(), must_live=must_live, may_retry=self._due is not Signal.DUE_ALONE
@@ -290,29 +287,31 @@ class Subscription:
             self._overlap.begin(self._now())
             self._signal(Signal.CANDIDATE_LIVE)
         else:
-            if self._overlap.forget_at is not None:
-                self._overlap.linger(self._now())
             self._desk.now_in_force(side, self._now(), {})
 
     def _received(self, side: Side, event: Received, *, is_candidate: bool) -> None:
         messages = event.messages
         self.outlet.tell(self.lifecycle.received(side, event))
-        self.outlet.dead_letters(messages.malformed)
-        cursor = messages.cursor_after(len(messages.statuses))
+        self.outlet.dead_letters(messages.malformed, self._now())
+        if self.phase is not Phase.DRAINING:  # what is held back then is not in the log
+            self.outlet.heard()
+        statuses = messages.statuses
+        cursor = messages.cursor_after(len(statuses))
         overlap = self._overlap
         if is_candidate:
-            overlap.hold(messages.statuses)
+            overlap.hold(statuses)
             side.held_cursor = side.held_cursor if cursor is None else cursor
             if overlap.held_bytes > HELD_BYTES:
-                self._switch_unmet()
-        elif self._candidate is None or not messages.statuses:  # a keep-alive says nothing to an overlap
-            self._deliver(side, overlap.fresh(messages.statuses), cursor)
-        else:
-            fresh, met = overlap.old(messages.statuses)
-            self._deliver(side, fresh, messages.cursor_after(len(fresh)) if met else cursor)
-            overlap.heard_at = self._now()
-            if met:
                 self._signal(Signal.DRAINED)
+        elif self._candidate is None or not statuses:  # a keep-alive says nothing to an overlap
+            self._deliver(side, statuses, cursor)
+        elif (met_at := overlap.old(statuses)) is None:
+            self._deliver(side, statuses, cursor)
+            overlap.heard_at = self._now()
+        else:
+            self._deliver(side, statuses[:met_at], messages.cursor_after(met_at))
+            self._signal(Signal.DRAINED)
+        self.outlet.note_heard(HEARD_EVERY_S)
 
     def _amended(self, side: Side) -> None:
         """Take note that the connection there is brings what *side* asked for from now on."""
@@ -331,31 +330,27 @@ class Subscription:
         self._tell_state()
         self._wake.set()
 
-    def _switch_unmet(self) -> None:
-        """End the overlap although the two connections never met: the new one may lag behind."""
-        self._overlap.linger(self._now())
-        self._signal(Signal.DRAINED)
-
     def _lost(self, side: Side, event: Lost, *, is_candidate: bool) -> None:
         is_expected = event.outcome is Outcome.REPLACED and self._candidate is not None
         self.outlet.tell(self.lifecycle.lost(side, event, is_expected=is_expected))
         was_live, side.live, side.trouble = side.live, False, event.reason
         side.connected_at = None
-        side.is_refused = event.outcome is Outcome.REFUSED
+        if is_forgotten := self.dialect.forgets(event.code) and side.asked.resumes:
+            self.outlet.forget_cursor()
+            side.wake()
+        side.is_refused = event.outcome is Outcome.REFUSED and not is_forgotten
         if side.is_refused and self._desk.refused(side, event) and not is_candidate:
             side.wake()  # what was in force before is asked for again
         self._wake.set()
         if is_candidate:
             self._signal(Signal.CANDIDATE_LOST)
             side.held_cursor = None
-            self._overlap.lost()
+            self.outlet.window.settle(self._now())
             if event.outcome is Outcome.CROWDED:
                 self._fall_back(event)
             return
         if self.phase is Phase.OVERLAP and self._candidate is not None and self._candidate.is_refused:
             self._signal(Signal.CANCELLED)  # or its long wait would become the stream's
-        if self._candidate is not None:
-            self._overlap.linger(self._now())  # the candidate may bring some of it again
         self._signal(Signal.ACTIVE_LOST)
         if was_live and not self.is_live:
             self.lifecycle.dark(self._now(), event.reason, event.silent_s)
@@ -375,17 +370,18 @@ class Subscription:
         if side.live:
             held = overlap.release()
             overlap_s = round(self._now() - overlap.live_at, 3)
-            told = {"overlap_s": overlap_s, "duplicates_suppressed": overlap.suppressed}
-            self._desk.now_in_force(side, self._now(), told)
-            self.lifecycle.handed_over(overlap.suppressed)
             self._deliver(side, held, side.held_cursor)
+            suppressed = self.outlet.window.suppressed - self._suppressed_before
+            told = {"overlap_s": overlap_s, "duplicates_suppressed": suppressed}
+            self._desk.now_in_force(side, self._now(), told)
+            self.lifecycle.handed_over()
         elif side.held_cursor is None:  # lost again while the old one was drained, which goes on
             self._deliver(side, overlap.release(), None)
         else:
             overlap.discard()  # the next attempt resumes from the old one's cursor
 
     def _deliver(self, side: Side, statuses: Sequence[Status], cursor: str | None) -> None:
-        self.outlet.deliver(statuses, cursor, side.asked.predicates.version)
+        self.outlet.deliver(statuses, cursor, side.asked.predicates.version, self._now())
 
     @property
     def _coming(self) -> Side | None:

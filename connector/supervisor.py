@@ -24,7 +24,10 @@ from connector.control.home import home
 from connector.control.lease import Lease
 from connector.control.predicates import MAX_KEY_BYTES
 from connector.control.table import Elsewhere, Table, Taken
+from connector.delivery.dedupe import Window
+from connector.delivery.deletions import Deletions
 from connector.delivery.outbox import Entry, Outbox
+from connector.delivery.promise import Mode
 from connector.delivery.restore import Restored
 from connector.delivery.writer import Writer
 from connector.errors import PredicatesRejected
@@ -33,6 +36,7 @@ from connector.model import ControlRecord, DeadLetter, Event, Position, StreamId
 from connector.ops.metrics import Metrics
 from connector.outlet import Outlet
 from connector.settings import StreamSettings
+from connector.status import status
 from connector.stream.amender import Amender
 from connector.stream.budget import Budget
 from connector.stream.connection import Connect, Target
@@ -70,6 +74,7 @@ class Supervisor:
         partitions: how many the control topic has.
         restore: reads a partition's state back from the log; blocking.
         topic: the control topic's name, for dead letters.
+        mode: how the writer writes, which the promise depends on.
         wall: reads the wall clock, in seconds since the epoch.
     """
 
@@ -82,6 +87,7 @@ class Supervisor:
     connect: Connect
     metrics: Metrics
     topic: str
+    mode: Mode = "exactly_once"
     rng: Random = field(default_factory=Random)
     wall: Callable[[], float] = time.time
     _owned: dict[int, _Partition] = field(default_factory=dict, init=False)
@@ -133,6 +139,16 @@ class Supervisor:
                     why = f" ({subscription.trouble})" if subscription.trouble else ""
                     yield f"stream {subscription.stream}: no live connection{why}"
 
+    def status(self) -> dict[str, object]:
+        """Return how each configured stream is, as far as this replica knows."""
+        told: dict[str, object] = {}
+        for stream, settings in self.streams.items():
+            partition = self._owned.get(home(stream, self.partitions))
+            subscription = None if partition is None else partition.subscriptions.get(stream)
+            state = "loading" if partition else "elsewhere"
+            told[stream] = status(settings.promise(self.mode), subscription, state)
+        return told
+
     # A partition's life
 
     def _begin(self, tenure: Tenure) -> None:
@@ -169,11 +185,24 @@ class Supervisor:
         for record, rejected in partition.table.load(answered, restored.notes):  # settings have changed
             key = Change.of(record).key
             log.warning("control.record_unfit", key=key, offset=record.offset, reason=str(rejected))
+        journals = restored.journals()
         for stream, settings in self.streams.items():
             if home(stream, self.partitions) != number:
                 continue
             position = restored.positions.get(stream, Position())
-            subscription = self._subscription(stream, settings, partition.tenure, position)
+            marks = b"".join(page.marks for page in journals.get(stream, ()))
+            outlet = Outlet(
+                stream=stream,
+                tenure=partition.tenure,
+                outbox=self.outbox,
+                metrics=self.metrics,
+                wall=self.wall,
+                window=Window(marks, keeps=settings.manners.resume is not None),
+                deletions=Deletions(stream, restored.notes),
+                cursor=position.cursor,
+                heard_at=position.heard_at,
+            )
+            subscription = self._subscription(stream, settings, outlet, position)
             partition.subscriptions[stream] = subscription
             target = partition.table.of(stream).union()
             waiting = noted_waiting(stream, restored.notes)
@@ -184,7 +213,7 @@ class Supervisor:
             self._handle(partition, record)
 
     def _subscription(
-        self, stream: StreamId, settings: StreamSettings, tenure: Tenure, position: Position
+        self, stream: StreamId, settings: StreamSettings, outlet: Outlet, position: Position
     ) -> Subscription:
         dialect = settings.manners
         rules = dialect.rules
@@ -218,15 +247,13 @@ class Supervisor:
 
         return Subscription(
             stream=stream,
-            outlet=Outlet(stream, tenure, self.outbox, position.cursor),
+            outlet=outlet,
             reader=reader,
             amender=amender,
             dialect=dialect,
             demand=Demand(stream=stream, debounce=Debounce(settings.debounce.min_s, settings.debounce.max_s)),
             budget=budget,
-            lifecycle=Lifecycle(
-                stream=stream, metrics=self.metrics, can_resume=dialect.resume is not None, wall=self.wall
-            ),
+            lifecycle=Lifecycle(stream=stream, metrics=self.metrics, resume=dialect.resume, wall=self.wall),
         )
 
     def _stop_all(self, tenures: Iterable[Tenure]) -> list[Tenure]:

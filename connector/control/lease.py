@@ -109,6 +109,7 @@ class Lease:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._polled_at = 0.0
+        self._consumer: Consumer | None = None
 
     @property
     def grant(self) -> Grant:
@@ -124,6 +125,15 @@ class Lease:
     def silent_s(self) -> float:
         """Seconds since the poll thread last came round; 0 while it does not run."""
         return time.monotonic() - self._polled_at if self._thread.is_alive() else 0.0
+
+    def commit(self, offsets: Mapping[int, int]) -> None:
+        """Commit offsets by partition, as a member of the group; from any thread, and without waiting.
+
+        Only for who writes without transactions: there offsets go with the records.
+        """
+        if (consumer := self._consumer) is not None:
+            places = [TopicPartition(self._topic, partition, offset) for partition, offset in offsets.items()]
+            consumer.commit(offsets=places, asynchronous=True)
 
     def start(self) -> None:
         """Join the group."""
@@ -145,7 +155,7 @@ class Lease:
     def _run(self) -> None:
         """Poll until stopped. Everything below runs in this thread, callbacks included."""
         try:
-            consumer = Consumer(self._config)
+            consumer = self._consumer = Consumer(self._config)
             consumer.subscribe(
                 [self._topic],
                 on_assign=self._on_assign,
@@ -157,6 +167,7 @@ class Lease:
                 self._polled_at = time.monotonic()
                 self._refresh(consumer)
                 self._hand_over(messages)
+            self._consumer = None
             consumer.close()
         except Exception as error:  # noqa: BLE001 (a thread's only way to be heard)
             self._tell(Failed(error))

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+from connector.delivery.dedupe import MARK_BYTES
 from connector.model import ControlRecord, DeadLetter, Event, Note, Status, StreamId, Tenure
+
+OVERHEAD_BYTES = 256
+"""What a status weighs beside its body, and so about what a small one does: Python's objects around it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -19,10 +23,13 @@ class Entry:
         stream: whose statuses and position these are.
         version: version of the predicate set in force for the statuses.
         cursor: the stream's cursor after the statuses.
+        marks: by which they are recognised when they come again, `MARK_BYTES` for each; or none.
         attempts: when the stream's upstream was asked lately; see `Position`.
+        heard_at: when it was heard last; see `Position`.
         handled: next control offset of the partition, once this entry is in the log.
         moves: control records to be written again to another partition: (record, partition).
         notes: to be found again after a restart.
+        size_bytes: roughly what it weighs.
     """
 
     tenure: Tenure
@@ -30,38 +37,49 @@ class Entry:
     statuses: Sequence[Status] = ()
     version: str | None = None
     cursor: str | None = None
+    marks: bytes = b""
     attempts: tuple[float, ...] | None = None
+    heard_at: float | None = None
     events: Sequence[Event] = ()
     dead_letters: Sequence[DeadLetter] = ()
     handled: int | None = None
     moves: Sequence[tuple[ControlRecord, int]] = ()
     notes: Sequence[Note] = ()
+    size_bytes: int = field(init=False)
 
-    @property
-    def size_bytes(self) -> int:
-        """Roughly what it weighs."""
-        return (
-            sum(len(status.body) for status in self.statuses)
+    def __post_init__(self) -> None:
+        self.size_bytes = (
+            sum(len(status.body or b"") + OVERHEAD_BYTES for status in self.statuses)
             + sum(len(letter.value or b"") for letter in self.dead_letters)
             + sum(len(note.value or b"") for note in self.notes)
             + 500 * (1 + len(self.events))
         )
+
+    def split(self, count: int) -> tuple[Entry, Entry]:
+        """Return its first *count* statuses, and an entry with all the rest of it."""
+        first = Entry(
+            tenure=self.tenure,
+            stream=self.stream,
+            version=self.version,
+            statuses=self.statuses[:count],
+            marks=self.marks[: count * MARK_BYTES],
+        )
+        return first, replace(self, statuses=self.statuses[count:], marks=self.marks[count * MARK_BYTES :])
 
 
 class Outbox:
     """Entries on their way to the log, oldest first.
 
     Attributes:
-        capacity_bytes: readers wait while it holds more.
+        capacity_bytes: while it holds more, the streams that fill it wait.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self._entries: deque[Entry] = deque()
         self._size_bytes = 0
+        self._held: Counter[StreamId | None] = Counter()  # bytes, by whose they are
         self._filled = asyncio.Event()
-        self._drained = asyncio.Event()
-        self._drained.set()
         self._closed = False
         self._unsettled: Counter[Tenure] = Counter()
         self._settled = asyncio.Event()
@@ -71,23 +89,30 @@ class Outbox:
         """What waits to be written or is being written."""
         return self._size_bytes
 
-    @property
-    def is_full(self) -> bool:
-        """Whether readers have to wait for `room`."""
-        return not self._drained.is_set()
+    def is_full(self, stream: StreamId) -> bool:
+        """Whether *stream* has to wait for `room`: the outbox is full, and it holds more than its share.
+
+        A share is what each would have if all that have something in it had the same. So one stream may use
+        all of it, but none can keep the others out; and it never holds twice its capacity.
+        """
+        return (
+            self._size_bytes > self.capacity_bytes
+            and self._held[stream] * len(self._held) > self.capacity_bytes
+        )
 
     def put(self, entry: Entry) -> None:
         """Add *entry* at once; whoever reads then awaits `room` before reading on."""
         self._entries.append(entry)
         self._unsettled[entry.tenure] += 1
         self._size_bytes += entry.size_bytes
+        self._held[entry.stream] += entry.size_bytes
         self._filled.set()
-        if self._size_bytes > self.capacity_bytes:
-            self._drained.clear()
 
-    async def room(self) -> None:
-        """Return when reading may go on."""
-        await self._drained.wait()
+    async def room(self, stream: StreamId) -> None:
+        """Return when *stream* may be read on."""
+        while self.is_full(stream):
+            self._settled.clear()
+            await self._settled.wait()
 
     async def written(self, tenure: Tenure) -> None:
         """Return when all entries put under *tenure* are settled."""
@@ -105,27 +130,59 @@ class Outbox:
             await self._filled.wait()
         return True
 
-    def take(self, limit_bytes: int) -> list[Entry]:
-        """Return the oldest entries, about *limit_bytes* of them; `settle` or `put_back` follows."""
+    def take(self, limit_bytes: int, limit_statuses: int | None = None) -> list[Entry]:
+        """Return the oldest entries; `settle` or `put_back` follows.
+
+        Args:
+            limit_bytes: about so many of them.
+            limit_statuses: at most so many statuses, or one entry without any. It is there to find the one
+                that cannot be written.
+        """
         taken: list[Entry] = []
-        size = 0
+        size = statuses = 0
         while self._entries and size < limit_bytes:
-            taken.append(self._entries.popleft())
-            size += taken[-1].size_bytes
+            entry = self._entries.popleft()
+            if limit_statuses is not None:
+                room = limit_statuses - statuses
+                if room <= 0 or (taken and not entry.statuses):
+                    self._entries.appendleft(entry)
+                    break
+                if len(entry.statuses) > room:
+                    entry, rest = self._split(entry, room)
+                    self._entries.appendleft(rest)
+                statuses += max(1, len(entry.statuses))
+            taken.append(entry)
+            size += entry.size_bytes
         return taken
+
+    def _split(self, entry: Entry, count: int) -> tuple[Entry, Entry]:
+        parts = entry.split(count)
+        added = sum(part.size_bytes for part in parts) - entry.size_bytes
+        self._size_bytes += added
+        self._held[entry.stream] += added
+        self._unsettled[entry.tenure] += 1
+        return parts
 
     def settle(self, entries: Sequence[Entry]) -> None:
         """Forget entries that are in the log, or must never be."""
-        self._size_bytes -= sum(entry.size_bytes for entry in entries)
+        for entry in entries:
+            self._size_bytes -= entry.size_bytes
+            self._held[entry.stream] -= entry.size_bytes
+            if not self._held[entry.stream]:
+                del self._held[entry.stream]
         self._unsettled.subtract(entry.tenure for entry in entries)
         self._settled.set()
-        if self._size_bytes <= self.capacity_bytes:
-            self._drained.set()
 
     def put_back(self, entries: Sequence[Entry]) -> None:
         """Return entries that are not in the log to the front, in order."""
         self._entries.extendleft(reversed(entries))
         self._filled.set()
+
+    def replace(self, entry: Entry, by: Entry) -> None:
+        """Put *by* to the front in place of *entry*, which was taken."""
+        self.put(by)
+        self._entries.rotate(1)
+        self.settle([entry])
 
     def drop(self, tenure: Tenure) -> None:
         """Forget what waits under a lease that is lost."""

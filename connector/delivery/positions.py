@@ -6,6 +6,8 @@ the stream has come.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import msgspec
 
 from connector.model import Position
@@ -16,11 +18,12 @@ class _Record(msgspec.Struct, omit_defaults=True):
     cursor: str | None = None
     predicates: str | None = None
     attempts: tuple[float, ...] = ()
+    heard_at: float | None = None
 
 
 def encode(position: Position) -> bytes:
     """Return the record's value."""
-    return msgspec.json.encode(_Record(position.seq, position.cursor, position.predicates, position.attempts))
+    return msgspec.json.encode(_Record(**asdict(position)))
 
 
 def decode(value: bytes) -> Position:
@@ -33,7 +36,7 @@ def decode(value: bytes) -> Position:
         record = msgspec.json.decode(value, type=_Record)
     except (UnicodeDecodeError, RecursionError) as error:
         raise msgspec.DecodeError(str(error)) from error
-    return Position(record.seq, record.cursor, record.predicates, record.attempts)
+    return Position(**msgspec.structs.asdict(record))
 
 
 def advance(
@@ -43,6 +46,7 @@ def advance(
     cursor: str | None = None,
     version: str | None = None,
     attempts: tuple[float, ...] | None = None,
+    heard_at: float | None = None,
 ) -> Position:
     """Return *position* after so many more statuses; None leaves a member as it is."""
     return Position(
@@ -50,4 +54,5 @@ def advance(
         cursor=position.cursor if cursor is None else cursor,
         predicates=position.predicates if version is None else version,
         attempts=position.attempts if attempts is None else attempts,
+        heard_at=position.heard_at if heard_at is None else heard_at,
     )

@@ -16,9 +16,6 @@ from connector.model import MOVED_FROM, ControlRecord, DeadLetter, Event, Status
 
 Headers = list[tuple[str, str | bytes | None]]
 
-MAX_DEAD_LETTER_BYTES = 256 * 1024
-"""Longest copy kept of bytes that were refused; longer ones are cut, their hash is of the whole."""
-
 
 class Record(NamedTuple):
     """What `produce` takes. *partition* -1 lets the partitioner choose by key."""
@@ -80,15 +77,15 @@ def of_dead_letter(topic: str, letter: DeadLetter) -> Record:
         headers.append(("stream", letter.stream.encode(errors="replace")))
     if value is not None:
         headers.append(("sha256", hashlib.sha256(value).hexdigest().encode()))
-        if len(value) > MAX_DEAD_LETTER_BYTES:
+        if len(value) > letter.copy_bytes:
             headers.append(("cut", b"%d" % len(value)))
-            value = value[:MAX_DEAD_LETTER_BYTES]
+            value = value[: letter.copy_bytes]
     return Record(topic, value, letter.key, headers)
 
 
-def of_position(topic: str, partition: int, stream: str, encoded: bytes) -> Record:
-    """Return a position's record, in the partition that mirrors the stream's home."""
-    return Record(topic, encoded, stream, [], partition)
+def of_note(topic: str, partition: int, key: str, value: bytes | None) -> Record:
+    """Return a position's or a note's record, in the partition that mirrors the stream's home."""
+    return Record(topic, value, key, [], partition)
 
 
 def of_move(topic: str, moved: ControlRecord, partition: int) -> Record:

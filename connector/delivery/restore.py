@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from connector.delivery import positions
+from connector.delivery import journal, positions
+from connector.delivery.journal import Page
 from connector.model import Position, StreamId, Topics
 
 _CALL_TIMEOUT_S = 5.0
@@ -33,12 +34,22 @@ class Restored:
     handled: int = 0
     positions: dict[StreamId, Position] = field(default_factory=dict)
     notes: dict[str, bytes] = field(default_factory=dict)
+    _seen: dict[str, bytes] = field(default_factory=dict)  # pages of journals, by key
+
+    def journals(self) -> dict[StreamId, list[Page]]:
+        """Return each stream's journal, oldest page first."""
+        values: dict[StreamId, list[bytes]] = {}
+        for key, value in self._seen.items():
+            values.setdefault(journal.stream_of(key), []).append(value)
+        return {stream: journal.read(its) for stream, its in values.items()}
 
     def take(self, key: str, value: bytes | None) -> None:
         """Take in a record of the positions topic."""
         if value is None:
             self.positions.pop(key, None)
             self.notes.pop(key, None)
+        elif key.startswith(journal.PREFIX):
+            self._seen[key] = value
         elif "/" in key:  # no stream's name has one
             self.notes[key] = value
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
@@ -15,6 +15,7 @@ class Health:
     def __init__(self) -> None:
         self._troubles: dict[str, str] = {}
         self._checks: list[Callable[[], Iterable[str]]] = []
+        self._describe: Callable[[], Mapping[str, object]] = dict
 
     def report(self, part: str, trouble: str | None) -> None:
         """Note what is wrong with *part*, or None for nothing; logged when it changes."""
@@ -31,6 +32,15 @@ class Health:
     def check(self, troubles: Callable[[], Iterable[str]]) -> None:
         """Ask *troubles* whenever readiness is asked for."""
         self._checks.append(troubles)
+
+    def describe(self, streams: Callable[[], Mapping[str, object]]) -> None:
+        """Ask *streams* whenever somebody wants to know how each of them is."""
+        self._describe = streams
+
+    def status(self) -> dict[str, object]:
+        """Return what stands against readiness, and how each stream is."""
+        troubles = self.troubles()
+        return {"ready": not troubles, "troubles": troubles, "streams": self._describe()}
 
     def troubles(self) -> list[str]:
         """Return all that stands against readiness."""

@@ -35,7 +35,7 @@ class Metrics:
         self._losses = counter("connections_lost", "Connections and attempts lost.", "stream", "kind")
         self._handovers = counter("handovers", "Restarts without a gap.", "stream")
         self._suppressed = counter(
-            "duplicates_suppressed", "Statuses that two connections brought.", "stream"
+            "duplicates_suppressed", "Statuses that came again, and were dropped.", "stream"
         )
         self._live = Gauge(
             "connector_stream_live",
@@ -51,7 +51,13 @@ class Metrics:
         )
         self._statuses = counter("statuses_committed", "Statuses visible on the topic.", "stream")
         self._dead_letters = counter("dead_letters", "Records on the dead-letter topic.", "reason")
-        self._failures = counter("transactions_failed", "Transactions not committed.", "code")
+        self._failures = counter("transactions_failed", "Transactions not committed.", "code", "verdict")
+        self._promise = Gauge(
+            "connector_promise",
+            "1 for what is promised of the stream; docs/guarantees.md says what it means.",
+            ["stream", "promise"],
+            registry=self._registry,
+        )
         self._seconds = Histogram(
             "connector_transaction_seconds",
             "From the beginning of a transaction to the commit's answer.",
@@ -85,10 +91,13 @@ class Metrics:
         self._losses.labels(stream, kind).inc()
         self._discard(stream, discarded)
 
-    def handed_over(self, stream: StreamId, suppressed: int) -> None:
+    def handed_over(self, stream: StreamId) -> None:
         """Count a restart by overlap."""
         self._handovers.labels(stream).inc()
-        self._suppressed.labels(stream).inc(suppressed)
+
+    def suppressed(self, stream: StreamId, count: int) -> None:
+        """Count statuses that came again."""
+        self._suppressed.labels(stream).inc(count)
 
     def committed(self, statuses: Count[StreamId], dead_letters: Count[str], seconds: float) -> None:
         """Count one transaction."""
@@ -98,9 +107,13 @@ class Metrics:
         for reason, count in dead_letters.items():
             self._dead_letters.labels(reason).inc(count)
 
-    def failed(self, code: str) -> None:
+    def failed(self, code: str, verdict: str) -> None:
         """Count a transaction that did not commit."""
-        self._failures.labels(code).inc()
+        self._failures.labels(code, verdict).inc()
+
+    def promised(self, stream: StreamId, promise: str) -> None:
+        """Say what is promised of a stream."""
+        self._promise.labels(stream, promise).set(1)
 
     def _discard(self, stream: StreamId, discarded: Count[str]) -> None:
         for reason, size in discarded.items():

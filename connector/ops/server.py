@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
+import orjson
 from aiohttp import web
 
 from connector.ops.health import Health
@@ -15,7 +16,7 @@ from connector.ops.metrics import Metrics
 async def serve(
     host: str, port: int, health: Health, metrics: Metrics, is_alive: Callable[[], bool]
 ) -> AsyncGenerator[int, None]:
-    """Serve ``/livez``, ``/readyz`` and ``/metrics`` while the block runs.
+    """Serve ``/livez``, ``/readyz``, ``/metrics`` and ``/status`` while the block runs.
 
     Args:
         host: address to bind.
@@ -39,6 +40,9 @@ async def serve(
             return web.Response(status=503, text="\n".join(troubles) + "\n")
         return web.Response(text="ok\n")
 
+    async def status(_request: web.Request) -> web.Response:
+        return web.json_response(body=orjson.dumps(health.status()))
+
     async def exposition(_request: web.Request) -> web.Response:
         return web.Response(
             body=metrics.exposition(),
@@ -49,6 +53,7 @@ async def serve(
     app.router.add_get("/livez", livez)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", exposition)
+    app.router.add_get("/status", status)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     try:

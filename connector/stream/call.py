@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from urllib.parse import urlencode
 
 import orjson
 
 from connector.model import PredicateSet
-from connector.stream.dialect import Dialect
+from connector.stream.dialect import Dialect, Resume
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,25 @@ class Call:
     rules: Sequence[str] | None = None
 
 
+def since(resume: Resume, heard_at: float, now: float) -> str:
+    """Return how to ask for what was sent after *heard_at*; both times are in seconds since the epoch."""
+    at = min(now, heard_at) - resume.margin_s
+    if resume.reaches_back_s is not None:
+        at = max(at, now - resume.reaches_back_s)
+    match resume.since:
+        case "minutes_ago":
+            return str(math.ceil((now - at) / 60))
+        case "rfc3339":
+            when = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+            return when.replace("+00:00", "Z")
+        case "milliseconds":
+            return str(int(at * 1000))
+        case _:
+            return str(int(at))
+
+
 def call(dialect: Dialect, predicates: PredicateSet, cursor: str | None) -> Call:
-    """Return the request that asks for *predicates* after *cursor*."""
+    """Return the request that asks for *predicates* after *cursor*, a status or a time as it is written."""
     request, resume = dialect.request, dialect.resume
     headers = dict(request.headers)
     if dialect.response.media_types:

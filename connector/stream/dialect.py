@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,54 +16,15 @@ from pydantic import (
 )
 
 from connector.stream.backoff import Backoff
-
-JsonPointer = Annotated[str, Field(pattern=r"^(/[^/]+)+$")]
-"""Where a member stands in a message (RFC 6901), e.g. ``/user/id_str`` or ``/errors/0``."""
-
-_OWN_HEADERS = frozenset(
-    [
-        "accept-encoding",
-        "authorization",
-        "connection",
-        "content-length",
-        "content-type",
-        "host",
-        "transfer-encoding",
-    ]
+from connector.stream.values import (
+    HeaderName,
+    HeaderValue,
+    JsonPointer,
+    MediaType,
+    Pattern,
+    Seconds,
+    Status,
 )
-
-
-def _header(name: str) -> str:
-    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
-        raise ValueError(f"{name!r} is no header name")
-    if name.lower() in _OWN_HEADERS:
-        raise ValueError(f"the connector sets {name} itself")
-    return name
-
-
-def _header_value(text: str) -> str:
-    if not (text.isascii() and text.isprintable()):
-        raise ValueError("a header holds printable ASCII only")
-    return text
-
-
-def _pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"no regular expression: {error}") from None
-    return text
-
-
-def _media_type(text: str) -> str:
-    if not re.fullmatch(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+", text.lower()):
-        raise ValueError(f"{text!r} is no media type like text/event-stream, without parameters")
-    return text.lower()
-
-
-HeaderName = Annotated[str, AfterValidator(_header)]
-Status = Annotated[int, Field(ge=200, le=599)]
-Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
 
 
 class _Group(BaseModel):
@@ -82,7 +41,7 @@ class Predicate(_Group):
     max_bytes: PositiveInt | None = None
     """Longest value, in bytes of UTF-8."""
 
-    pattern: Annotated[str, AfterValidator(_pattern)] | None = None
+    pattern: Pattern | None = None
     """Regular expression that each value matches as a whole."""
 
     lower_case: bool = False
@@ -102,7 +61,7 @@ class Request(_Group):
     parameters: dict[str, str] = {}
     """Sent with every request."""
 
-    headers: dict[HeaderName, Annotated[str, AfterValidator(_header_value)]] = {}
+    headers: dict[HeaderName, HeaderValue] = {}
     """Sent with every request."""
 
     predicates: dict[str, Predicate] = Field(min_length=1)
@@ -125,7 +84,7 @@ class Request(_Group):
 class Response(_Group):
     """What an answer has to look like."""
 
-    media_types: list[Annotated[str, AfterValidator(_media_type)]] = []
+    media_types: list[MediaType] = []
     """Accepted; any other means that the address is wrong. Empty: all but an HTML page."""
 
     compression: list[Literal["gzip", "deflate", "zstd"]] = []
@@ -159,6 +118,22 @@ class Disconnect(_Group):
     """Codes that end the older of two connections: what is expected while a newer one takes over."""
 
 
+class Delete(_Group):
+    """How the upstream says that it deleted a status: the status becomes a tombstone."""
+
+    id: JsonPointer | None = None
+    """Where such a message has the deleted status's id, a string or an integer. None: its data are the id."""
+
+    event: str | None = Field(default=None, min_length=1)
+    """The type of server-sent events that are such messages. None: each message with an id there is one."""
+
+    @model_validator(mode="after")
+    def _recognisable(self) -> Delete:
+        if self.id is None and self.event is None:
+            raise ValueError("give id, event or both")
+        return self
+
+
 class Messages(_Group):
     """What kinds of messages there are."""
 
@@ -166,10 +141,16 @@ class Messages(_Group):
     """Where a status has its id, a string or an integer; messages without one are not statuses."""
 
     events: list[str] = []
-    """Types of server-sent events that carry messages; others are dropped. Empty: all of them do."""
+    """Types of server-sent events that carry messages, beside the deletes'; others are dropped. Empty: all
+    of them do."""
 
     notices: dict[str, JsonPointer] = {}
     """Messages that are no statuses but worth an event, by name: where the member that tells them is."""
+
+    delete: Delete | None = None
+
+    limit: JsonPointer | None = None
+    """Where a message says how many statuses were withheld since the connection opened, an integer."""
 
     disconnect: Disconnect | None = None
 
@@ -178,10 +159,14 @@ class Messages(_Group):
 
 
 class Resume(_Group):
-    """How to go on after the last status received, where the upstream can."""
+    """How to go on after the last status received, where the upstream can.
+
+    With a cursor it goes on after a status. Without one, some go on from a time: more comes again then, which
+    is recognised and dropped.
+    """
 
     parameter: str | None = Field(default=None, min_length=1)
-    """Request parameter that carries the cursor; the upstream sends what comes after it."""
+    """Request parameter that carries the cursor, or the time; the upstream sends what comes after it."""
 
     header: HeaderName | None = None
     """The same as a header, e.g. ``Last-Event-ID``."""
@@ -189,10 +174,25 @@ class Resume(_Group):
     cursor: JsonPointer | None = None
     """Where a status has its cursor, a string or an integer. Server-sent events: their id, if None."""
 
+    since: Literal["rfc3339", "seconds", "milliseconds", "minutes_ago"] | None = None
+    """Go on from the time when the upstream was heard last: how it is written, seconds and milliseconds since
+    the epoch. ``minutes_ago`` is how long ago that is, rounded up, for upstreams with a backfill."""
+
+    margin_s: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 10.0
+    """Go on from so much earlier: clocks differ, and statuses are on their way for a while."""
+
+    reaches_back_s: Seconds | None = None
+    """How long the upstream keeps what it can send again; None: for ever, as far as is known."""
+
+    forgotten: list[Status] = [410]
+    """Answers that say that it no longer has what the cursor points to. It is asked without one then."""
+
     @model_validator(mode="after")
     def _one_way(self) -> Resume:
         if (self.parameter is None) == (self.header is None):
             raise ValueError("give exactly one of parameter and header")
+        if self.since is not None and self.cursor is not None:
+            raise ValueError("give cursor or since: an upstream goes on after a status or from a time")
         return self
 
 
@@ -210,6 +210,10 @@ class Liveness(_Group):
 
     healthy_after_s: Seconds = 30.0
     """How long a connection has to live until its loss is no reason to back off."""
+
+    patience_s: Seconds = 60.0
+    """How long the connection may go unread because Kafka takes nothing: then it is closed on purpose, to be
+    resumed later. Upstreams drop statuses, or a reader so slow, and Twitter counts it against him."""
 
     grace_s: Seconds | None = None
     """So long after its 200 a connection counts as live without a byte. For upstreams that are silent until
@@ -249,7 +253,7 @@ class Policy(_Group):
     refused: list[Status] = [204, 401, 403, 404, 406, 410, 413, 414, 416, 431]
     """The same request will fail again."""
 
-    too_many_connections: Annotated[str, AfterValidator(_pattern)] | None = None
+    too_many_connections: Pattern | None = None
     """Regular expression, found in the beginning of the answer that refuses one connection more."""
 
     retry_refused_after_s: Seconds = 900.0
@@ -304,7 +308,7 @@ class Dialect(_Group):
 
     @model_validator(mode="after")
     def _consistent(self) -> Dialect:
-        resume, request = self.resume, self.request
+        resume, request, delete = self.resume, self.request, self.messages.delete
         if (self.rules is None) == (self.handover.strategy == "rules"):
             raise ValueError("rules: a dialect has them where handover.strategy is 'rules', and only there")
         if self.rules is not None and request.predicates.keys() != {self.rules.predicate}:
@@ -313,9 +317,15 @@ class Dialect(_Group):
         matched = self.messages.rules
         if matched and any(f"{one}/".startswith(f"{matched}/") for one in (self.messages.id, cursor) if one):
             raise ValueError("messages.rules: neither messages.id nor resume.cursor can lie within it")
+        if delete is not None and delete.event is not None and self.framing.kind != "sse":
+            raise ValueError("messages.delete.event: only server-sent events have a type")
+        if delete is not None and delete.event is None and delete.id == self.messages.id:
+            raise ValueError(
+                "messages.delete.id: what has messages.id is a status, so it has to be elsewhere"
+            )
         if resume is None:
             return self
-        if resume.cursor is None and self.framing.kind != "sse":
+        if resume.cursor is None and resume.since is None and self.framing.kind != "sse":
             raise ValueError("resume.cursor: only server-sent events have ids that can stand in for it")
         taken = {*request.parameters, *(rule.parameter or name for name, rule in request.predicates.items())}
         if resume.parameter in taken:
@@ -323,6 +333,10 @@ class Dialect(_Group):
         if resume.cursor is not None and _within(self.messages.id, resume.cursor):
             raise ValueError("messages.id and resume.cursor: one cannot lie within the other")
         return self
+
+    def forgets(self, code: str | None) -> bool:
+        """Whether an answer of that status says that what the cursor points to is gone."""
+        return self.resume is not None and code in {str(one) for one in self.resume.forgotten}
 
 
 def _within(one: str, other: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
@@ -28,6 +28,9 @@ MAX_RULES_BYTES = 4096
 
 MAX_NOTICE_BYTES = 4096
 """Longest notice that is passed on as JSON; of a longer one the beginning, as text."""
+
+MAX_WITHHELD = (1 << 63) - 1
+"""Largest number of withheld statuses: no event takes a larger one."""
 
 _ABSENT = msgspec.UNSET
 _NOT_THERE = msgspec.Raw(b"")
@@ -58,8 +61,10 @@ class Messages:
     """What one piece of a stream held.
 
     Attributes:
+        statuses: deleted ones among them, without a body, where the upstream said so.
         disconnect: the server announced that it closes the connection.
         last_cursor: where the upstream can resume after all of it, where that is beyond the last status.
+        withheld: how many statuses the connection was not sent since it opened, where that was said.
     """
 
     statuses: Sequence[Status] = ()
@@ -67,6 +72,7 @@ class Messages:
     notices: Sequence[Notice] = ()
     disconnect: EndedByServer | None = None
     last_cursor: str | None = None
+    withheld: int | None = None
     _marks: Sequence[object] = ()
     _cursor_of: Callable[[Any], str | int | None] | None = None
 
@@ -76,8 +82,13 @@ class Messages:
             return self.last_cursor
         if self._cursor_of is None or count == 0:
             return None
-        cursor = self._cursor_of(self._marks[count - 1])
+        mark = self._marks[count - 1]
+        cursor = None if mark is None else self._cursor_of(mark)
         return None if cursor is None else _safe(str(cursor))
+
+
+_Found = Status | Malformed | Notice | EndedByServer | int
+"""What a frame is; an integer says how many statuses were withheld."""
 
 
 class Decoder:
@@ -93,10 +104,24 @@ class Decoder:
         self._id = attrgetter(_path(dialect.messages.id))
         self._rules = None if rules is None else attrgetter(_path(rules))
         self._cursor = None if cursor is None else attrgetter(_path(cursor))
-        self._cursor_of_event = dialect.resume is not None and cursor is None
+        resume = dialect.resume
+        self._cursor_of_event = resume is not None and resume.cursor is None and resume.since is None
         self._events = frozenset(dialect.messages.events)
         self._disconnect = dialect.messages.disconnect
+        self._limit = dialect.messages.limit
         self._notices = dialect.messages.notices
+        delete = dialect.messages.delete
+        self._deleting_event = None if delete is None else delete.event
+        if self._events and self._deleting_event is not None:
+            self._events |= {self._deleting_event}
+        self._deletes_at: str | None = None  # the member that tells a delete, where no event type does
+        self._id_at = dialect.messages.id
+        self._delete: msgspec.json.Decoder[Any] | None = None
+        if delete is not None and delete.id is not None:
+            self._delete = msgspec.json.Decoder(_shape([delete.id], None))
+            self._deleted_id = attrgetter(_path(delete.id))
+            if delete.event is None:
+                self._deletes_at = f"/{delete.id.split('/')[1]}"
 
     def decode(self, frames: list[bytes]) -> Messages:
         """Sort *frames* into statuses, notices, announcements and malformed ones."""
@@ -117,9 +142,12 @@ class Decoder:
         if len(wanted) < len(events):
             dropped = sum(len(one.data) for one in events if one.event not in self._events)
         frames = [one.data for one in wanted]
+        deletes: Container[int] = ()
+        if self._deleting_event is not None:
+            deletes = {at for at, one in enumerate(wanted) if one.event == self._deleting_event}
         if not self._cursor_of_event:
-            return self._decode(frames, None, self._cursor), dropped
-        return self._decode(frames, wanted, attrgetter("last_id"), _safe(last_id)), dropped
+            return self._decode(frames, None, self._cursor, None, deletes), dropped
+        return self._decode(frames, wanted, attrgetter("last_id"), _safe(last_id), deletes), dropped
 
     def _decode(
         self,
@@ -127,10 +155,21 @@ class Decoder:
         marks: Sequence[object] | None,
         cursor_of: Callable[[Any], str | int | None] | None,
         last_cursor: str | None = None,
+        deletes: Container[int] = (),
     ) -> Messages:
-        """Decode *frames*; *marks*, which hold their cursors, are what is decoded unless given."""
+        """Decode *frames*.
+
+        Args:
+            frames: the messages.
+            marks: what holds their cursors; None if they do themselves.
+            cursor_of: finds a cursor in its mark.
+            last_cursor: see `Messages`.
+            deletes: places of those whose event type says that they are deletes.
+        """
         if not frames:
             return Messages(last_cursor=last_cursor)
+        if deletes:
+            return self._decode_each(frames, marks, cursor_of, last_cursor, deletes)
         try:
             # msgspec skips members it does not need without looking at their UTF-8.
             b"\n".join(frames).decode()
@@ -159,50 +198,81 @@ class Decoder:
         marks: Sequence[object] | None,
         cursor_of: Callable[[Any], str | int | None] | None,
         last_cursor: str | None,
+        deletes: Container[int] = (),
     ) -> Messages:
         statuses: list[Status] = []
         kept: list[object] = []
         malformed: list[Malformed] = []
         notices: list[Notice] = []
-        disconnect = None
+        disconnect = withheld = None
         for at, frame in enumerate(frames):
+            message: object = None
             try:
                 frame.decode()
-                message = self._status.decode(frame)
+                if at in deletes:
+                    found: _Found = self._deleted(frame)
+                else:
+                    message = self._status.decode(frame)
+                    found = Status(str(self._id(message)), frame, self._matched(message))
             except _UNREADABLE as error:
-                match self._explain(frame, error):
-                    case Malformed() as bad:
-                        malformed.append(bad)
-                    case Notice() as notice:
-                        notices.append(notice)
-                    case EndedByServer() as announced:
-                        disconnect = announced
-                continue
-            identity = str(self._id(message))
-            if not identity:
-                malformed.append(Malformed("no_id", "the id is empty", frame))
-            elif len(identity) > MAX_ID_CHARS:
-                malformed.append(Malformed("id_too_long", f"more than {MAX_ID_CHARS} characters", frame))
-            else:
-                statuses.append(Status(identity, frame, self._matched(message)))
-                kept.append(message if marks is None else marks[at])
-        return Messages(statuses, malformed, notices, disconnect, last_cursor, kept, cursor_of)
+                found = self._explain(frame, error)
+            if isinstance(found, Status):
+                if 0 < len(found.id) <= MAX_ID_CHARS:
+                    if message is None and kept:
+                        message = kept[-1]  # a delete has no cursor of its own: it repeats the one before
+                    statuses.append(found)
+                    kept.append(message if marks is None else marks[at])
+                    continue
+                found = _unfit(found, frame)
+            match found:
+                case Malformed():
+                    malformed.append(found)
+                case Notice():
+                    notices.append(found)
+                case EndedByServer():
+                    disconnect = found
+                case int():
+                    withheld = found
+        return Messages(
+            statuses, malformed, notices, disconnect, last_cursor, withheld, _marks=kept, _cursor_of=cursor_of
+        )
+
+    def _deleted(self, frame: bytes) -> Status:
+        """Read a message that says which status is no more; raises one of `_UNREADABLE` if it does not."""
+        if self._delete is None:
+            return Status(frame.decode(), None)
+        return Status(str(self._deleted_id(self._delete.decode(frame))), None)
+
+    def _may_delete(self, message: object) -> bool:
+        """Whether *message* may be a delete by its content: what has a status's id never is one."""
+        return (
+            self._deletes_at is not None
+            and member(message, self._deletes_at) is not _ABSENT
+            and member(message, self._id_at) in (_ABSENT, None)
+        )
 
     def _matched(self, message: object) -> bytes:
         rules = b"" if self._rules is None else bytes(self._rules(message))
         return rules if len(rules) <= MAX_RULES_BYTES else b""
 
-    def _explain(self, frame: bytes, error: Exception) -> Malformed | Notice | EndedByServer:
+    def _explain(self, frame: bytes, error: Exception) -> _Found:
         """Say why *frame* is no status."""
         try:
             frame.decode()
             message = msgspec.json.decode(frame)
         except _UNREADABLE as unreadable:
             return Malformed("not_json", str(unreadable)[:200], frame)
+        if self._may_delete(message):
+            try:
+                return self._deleted(frame)
+            except _UNREADABLE as unfit:
+                error = unfit
         if self._disconnect and (announced := member(message, self._disconnect.at)) is not _ABSENT:
             code = member(announced, self._disconnect.code) if self._disconnect.code else _ABSENT
             said = msgspec.json.encode(announced).decode()[:200]
             return EndedByServer(said, None if code is _ABSENT else str(code))
+        if self._limit and (count := member(message, self._limit)) is not _ABSENT:
+            return _counted(count, frame)
         for kind, pointer in self._notices.items():
             if (notice := member(message, pointer)) is not _ABSENT:
                 return Notice(kind, _told(notice))
@@ -220,6 +290,19 @@ def member(message: object, pointer: str) -> object:
             case _:
                 return _ABSENT
     return message
+
+
+def _unfit(status: Status, frame: bytes) -> Malformed:
+    """Say why the *status* that *frame* held has no id that can be a record's key."""
+    if status.id:
+        return Malformed("id_too_long", f"more than {MAX_ID_CHARS} characters", frame)
+    return Malformed("no_id", "the id is empty", frame)
+
+
+def _counted(count: object, frame: bytes) -> int | Malformed:
+    if isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MAX_WITHHELD:
+        return count
+    return Malformed("no_count", "the number of withheld statuses is no integer, or out of range", frame)
 
 
 def _told(notice: object) -> object:

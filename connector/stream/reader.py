@@ -12,7 +12,7 @@ from random import Random
 from connector.errors import BadStatus, Disconnected, EndedByServer, Stalled, Unreachable
 from connector.model import PredicateSet
 from connector.stream.budget import Budget
-from connector.stream.call import call
+from connector.stream.call import call, since
 from connector.stream.connection import Connect, Opened, Target
 from connector.stream.dialect import Dialect
 from connector.stream.intake import Intake
@@ -25,10 +25,21 @@ _LOOK_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What one connection asks for: the predicates, and the cursor to go on after."""
+    """What one connection asks for.
+
+    Attributes:
+        cursor: the status to go on after, or None.
+        since: the time to go on from, in seconds since the epoch, or None.
+    """
 
     predicates: PredicateSet
-    cursor: str | None
+    cursor: str | None = None
+    since: float | None = None
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it asks for what was sent before."""
+        return bool(self.cursor) or self.since is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +149,7 @@ class Reader:
             intake: Intake | None = None
             error = Disconnected("the server ended the stream")
             try:
-                request = call(self.dialect, asked.predicates, asked.cursor)
+                request = call(self.dialect, asked.predicates, _resumption(self.dialect, asked, spent_at))
                 async with aclosing(self.connect(self.target, request)) as chunks:
                     async for chunk in chunks:
                         if isinstance(chunk, Opened):
@@ -213,6 +224,12 @@ async def wait(
             async with asyncio.timeout_at(min(until, now + _LOOK_S)):
                 await changed.wait()
                 return
+
+
+def _resumption(dialect: Dialect, asked: Ask, now: float) -> str | None:
+    if dialect.resume is None or asked.since is None:
+        return asked.cursor
+    return since(dialect.resume, asked.since, now)
 
 
 def code_of(error: Disconnected) -> str | None:

@@ -69,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
         default=defaults.keep_alive_s,
         help="seconds of silence before a keep-alive",
     )
+    add(
+        "--deletes-every",
+        type=int,
+        default=defaults.deletes_every,
+        help="delete one v1.1 status of so many; 0 for none",
+    )
     add("--exit-with-stdin", action="store_true", help="stop at the end of stdin")
     return parser
 

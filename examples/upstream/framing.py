@@ -24,3 +24,9 @@ def disconnect(stream_name: str) -> bytes:
     """Return the body that tells the oldest connection to make room for a newer one."""
     notice = {"code": 7, "stream_name": stream_name, "reason": "admin logout"}
     return json.dumps({"disconnect": notice}, separators=(",", ":")).encode()
+
+
+def deletion(id_: int, user_id: str) -> bytes:
+    """Return the body that says that a status is no more."""
+    gone = {"id": id_, "id_str": str(id_), "user_id": int(user_id), "user_id_str": user_id}
+    return json.dumps({"delete": {"status": gone}}, separators=(",", ":")).encode()

@@ -12,6 +12,8 @@ A connection is open for a status from the one published next after its registra
 ``live_seq``, or later if it resumes later) to the last one it considered, or without end while
 the connection lives. What it replays is older and hides nothing.
 
+That a status is deleted is owed by the same rules, at the place where it was said.
+
 Written is not received: a client that dies leaves behind what was on its way to it. That is
 owed nevertheless, since a client that must not lose it resumes with ``since_seq``.
 """
@@ -21,8 +23,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
+from .deletes import What
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,6 +46,8 @@ class Connection:
         last_seq: the last status that was considered, whether it matched or not.
         closed_at: None while it is open.
         sent: the statuses written, rising.
+        copies: the statuses written later than their number says; nobody owes them.
+        deleted: where it was said, rising, of which status that it is deleted.
     """
 
     id: int
@@ -57,11 +63,23 @@ class Connection:
     closed_at: float | None = None
     close_reason: str | None = None
     sent: list[int] = field(default_factory=list)
+    copies: list[int] = field(default_factory=list)
+    deleted: list[tuple[int, int]] = field(default_factory=list)
 
     def close(self, now: float, reason: str) -> None:
         """End the connection; of several reasons the first is kept."""
         if self.closed_at is None:
             self.closed_at, self.close_reason = now, reason
+
+    def book(self, place: int, what: What, seq: int) -> None:
+        """Take note of what is written about a status."""
+        match what:
+            case What.STATUS:
+                self.sent.append(seq)
+            case What.COPY:
+                self.copies.append(seq)
+            case What.DELETE:
+                self.deleted.append((place, seq))
 
     def is_open_for(self, seq: int) -> bool:
         """Say whether a status, live, falls into the life of the connection."""
@@ -124,19 +142,16 @@ def owed(connections: Iterable[Connection]) -> dict[int, int]:
     Args:
         connections: those to one endpoint.
     """
-    by_age = sorted(connections, key=lambda c: c.id)
-    owing: dict[int, int] = {}
-    for k, connection in enumerate(by_age):
-        newer = [
-            other
-            for other in by_age[k + 1 :]
-            if other.user == connection.user and _overlap(connection, other)
-        ]
-        for seq in connection.sent:
-            replayed = seq < connection.live_seq
-            if replayed or not any(other.is_open_for(seq) for other in newer):
-                owing[seq] = connection.id
-    return dict(sorted(owing.items()))
+    return _owed(connections, lambda connection: ((seq, seq) for seq in connection.sent))
+
+
+def owed_deletes(connections: Iterable[Connection]) -> dict[int, int]:
+    """Map what a client must know to be deleted to the newest connection that owes it, by rising seq.
+
+    Args:
+        connections: those to one endpoint.
+    """
+    return _owed(connections, lambda connection: connection.deleted)
 
 
 def sent(connections: Iterable[Connection]) -> dict[int, int]:
@@ -146,9 +161,38 @@ def sent(connections: Iterable[Connection]) -> dict[int, int]:
         connections: those to one endpoint.
     """
     by_age = sorted(connections, key=lambda c: c.id)
-    return dict(sorted((seq, c.id) for c in by_age for seq in c.sent))
+    return dict(sorted((seq, c.id) for c in by_age for seq in (*c.sent, *c.copies)))
+
+
+def sent_deletes(connections: Iterable[Connection]) -> dict[int, int]:
+    """Map what a client may know to be deleted to the newest connection it was said on.
+
+    Args:
+        connections: those to one endpoint.
+    """
+    by_age = sorted(connections, key=lambda c: c.id)
+    return dict(sorted((seq, c.id) for c in by_age for _, seq in c.deleted))
+
+
+def _owed(
+    connections: Iterable[Connection], written: Callable[[Connection], Iterable[tuple[int, int]]]
+) -> dict[int, int]:
+    """Map what is *written*, as (place, seq), to the newest connection that owes it."""
+    by_age = sorted(connections, key=lambda c: c.id)
+    owing: dict[int, int] = {}
+    for k, connection in enumerate(by_age):
+        newer = [
+            other
+            for other in by_age[k + 1 :]
+            if other.user == connection.user and _overlap(connection, other)
+        ]
+        for place, seq in written(connection):
+            replayed = place < connection.live_seq
+            if replayed or not any(other.is_open_for(place) for other in newer):
+                owing[seq] = connection.id
+    return dict(sorted(owing.items()))
 
 
 def _overlap(older: Connection, newer: Connection) -> bool:
     # Spares the loop over statuses the many connections that came long after.
-    return bool(older.sent) and newer.live_seq <= older.sent[-1]
+    return newer.live_seq <= older.last_seq

@@ -14,7 +14,8 @@ from aiohttp import web
 from . import problems
 from .admission import Account, ConnectLimit
 from .clock import Clock
-from .ledger import Connection, Ledger, owed, sent
+from .deletes import Deletes
+from .ledger import Connection, Ledger, owed, owed_deletes, sent, sent_deletes
 from .posts import Posts
 from .rule_requests import change_rules, list_rules
 from .rules import Rulebook
@@ -52,6 +53,7 @@ class Options:
         connects: connection attempts per user within the window, refused ones included.
         connects_window_s: length of that window.
         keep_alive_s: silence after which a keep-alive is written.
+        deletes_every: one v1.1 status of so many is deleted; 0 for none.
     """
 
     rate: float = 200.0
@@ -66,6 +68,7 @@ class Options:
     connects: int = 60
     connects_window_s: float = 60.0
     keep_alive_s: float = 1.0
+    deletes_every: int = 0
 
 
 class Upstream:
@@ -98,6 +101,7 @@ class Upstream:
         app.router.add_get("/ledger", self._ledger)
         app.router.add_get("/owed", self._owed)
         app.router.add_get("/sent", self._sent)
+        app.router.add_get("/deleted", self._deleted)
         app.on_shutdown.append(self._stop)
         return app
 
@@ -128,7 +132,7 @@ class Upstream:
         )
         for oldest in self.ledger.open_connections(user, FILTER)[: -self.options.max_connections]:
             oldest.close(now, ADMIN_LOGOUT)
-        return await self._serve(request, subscription, connection)
+        return await self._serve(request, subscription, Deletes(self.options.deletes_every), connection)
 
     async def _search(self, request: web.Request) -> web.StreamResponse:
         user = self._user(request)
@@ -142,11 +146,13 @@ class Upstream:
         connection = self.ledger.register(
             user=user, endpoint=SEARCH, published=self.clock.published(), now=now
         )
-        return await self._serve(request, self._posts, connection)
+        return await self._serve(request, self._posts, Deletes(), connection)
 
-    async def _serve(self, request: web.Request, feed: Feed, connection: Connection) -> web.StreamResponse:
+    async def _serve(
+        self, request: web.Request, feed: Feed, deletes: Deletes, connection: Connection
+    ) -> web.StreamResponse:
         self._feeds[connection.id] = feed
-        return await self._publisher.serve(request, feed, connection)
+        return await self._publisher.serve(request, feed, deletes, connection)
 
     async def _rules(self, request: web.Request) -> web.Response:
         if self._user(request) is None:
@@ -183,13 +189,26 @@ class Upstream:
         )
 
     async def _owed(self, request: web.Request) -> web.StreamResponse:
-        return await self._lines(request, owed)
+        return await self._lines(request, owed, self._status_line)
 
     async def _sent(self, request: web.Request) -> web.StreamResponse:
-        return await self._lines(request, sent)
+        return await self._lines(request, sent, self._status_line)
+
+    async def _deleted(self, request: web.Request) -> web.StreamResponse:
+        must_know = set[tuple[int, int]]()
+        for connections in self.ledger.by_endpoint():
+            must_know |= owed_deletes(connections).items()
+
+        def tell(connections: Iterable[Connection]) -> dict[int, int]:
+            return sent_deletes(connections) | owed_deletes(connections)
+
+        return await self._lines(request, tell, lambda *pair: self._line(*pair, owed=pair in must_know))
 
     async def _lines(
-        self, request: web.Request, tell: Callable[[Iterable[Connection]], dict[int, int]]
+        self,
+        request: web.Request,
+        tell: Callable[[Iterable[Connection]], dict[int, int]],
+        line: Callable[[int, int], bytes],
     ) -> web.StreamResponse:
         wanted = request.query.get("connection")
         told = [tell(connections).items() for connections in self.ledger.by_endpoint()]
@@ -201,21 +220,18 @@ class Upstream:
         )
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        while lines := [self._line(*pair) for pair in islice(pairs, _LINES_AT_ONCE)]:
+        while lines := [line(*pair) for pair in islice(pairs, _LINES_AT_ONCE)]:
             await response.write(b"".join(lines))
             await asyncio.sleep(0)  # statuses are due meanwhile
         return response
 
-    def _line(self, seq: int, connection: int) -> bytes:
-        this = status(self.options.seed, seq, self.options.status_bytes)
-        body = self._feeds[connection].body(this)
+    def _status_line(self, seq: int, connection: int) -> bytes:
+        body = self._feeds[connection].body(status(self.options.seed, seq, self.options.status_bytes))
         assert body is not None, "it was sent once"
-        line = {
-            "seq": seq,
-            "id": str(this.id),
-            "connection": connection,
-            "body": body.decode(),
-        }
+        return self._line(seq, connection, body=body.decode())
+
+    def _line(self, seq: int, connection: int, **more: object) -> bytes:
+        line = {"seq": seq, "id": str(status(self.options.seed, seq).id), "connection": connection, **more}
         # ASCII only, so that no reader cuts a line at U+2028.
         return json.dumps(line).encode() + b"\n"
 

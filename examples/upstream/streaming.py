@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Protocol
 from aiohttp import ClientError, web
 
 from . import framing
+from .deletes import What
 from .statuses import status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .clock import Clock
+    from .deletes import Deletes
     from .ledger import Connection
     from .statuses import Status
 
@@ -52,7 +54,9 @@ class Publisher:
     min_bytes: int
     keep_alive_s: float
 
-    async def serve(self, request: web.Request, feed: Feed, connection: Connection) -> web.StreamResponse:
+    async def serve(
+        self, request: web.Request, feed: Feed, deletes: Deletes, connection: Connection
+    ) -> web.StreamResponse:
         """Answer a request until its connection is closed in the ledger or the client is gone.
 
         Returns with the connection closed in the ledger, in any case.
@@ -62,7 +66,7 @@ class Publisher:
         response.force_close()
         try:
             await response.prepare(request)
-            await self._publish(request, response, feed, connection)
+            await self._publish(request, response, feed, deletes, connection)
             if connection.close_reason == ADMIN_LOGOUT:
                 notice = framing.disconnect(f"{connection.user}-statuses{connection.id}")
                 await response.write(feed.frame(notice))
@@ -78,6 +82,7 @@ class Publisher:
         request: web.Request,
         response: web.StreamResponse,
         feed: Feed,
+        deletes: Deletes,
         connection: Connection,
     ) -> None:
         wrote_at = self.clock.elapsed_s()
@@ -87,7 +92,7 @@ class Publisher:
             if request.transport is None or request.transport.is_closing():
                 raise ConnectionResetError
             now, published = self.clock.elapsed_s(), self.clock.published()
-            data = self._next_batch(feed, connection, published)
+            data = self._next_batch(feed, deletes, connection, published)
             if not data and now - wrote_at >= self.keep_alive_s:
                 data = framing.KEEP_ALIVE
             if data:
@@ -95,13 +100,17 @@ class Publisher:
                 await response.write(data)  # waits for a slow client, which just lags
             await asyncio.sleep(0 if connection.last_seq < published else TICK_S)
 
-    def _next_batch(self, feed: Feed, connection: Connection, published: int) -> bytes:
+    def _next_batch(self, feed: Feed, deletes: Deletes, connection: Connection, published: int) -> bytes:
         messages = []
         first = connection.last_seq + 1
         for n in range(first, min(published + 1, first + BATCH_STATUSES)):
-            body = feed.body(status(self.seed, n, self.min_bytes))
-            if body is not None:
-                messages.append(feed.frame(body))
-                connection.sent.append(n)
+            for what, seq in deletes.at(n):
+                this = status(self.seed, seq, self.min_bytes)
+                body = feed.body(this)
+                if body is not None:
+                    if what is What.DELETE:
+                        body = framing.deletion(this.id, this.user_id)
+                    messages.append(feed.frame(body))
+                    connection.book(n, what, seq)
             connection.last_seq = n
         return b"".join(messages)

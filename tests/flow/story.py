@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from random import Random
 
@@ -12,6 +12,8 @@ from script import LINES, TARGET, Script, Step, Wait, line, manners
 from connector.control.answers import Change
 from connector.control.debounce import Debounce
 from connector.control.demand import Demand
+from connector.delivery.dedupe import Window
+from connector.delivery.deletions import Deletions
 from connector.delivery.outbox import Outbox
 from connector.lifecycle import Lifecycle
 from connector.model import PredicateSet, Tenure
@@ -20,11 +22,36 @@ from connector.outlet import Outlet
 from connector.stream.amender import Amender
 from connector.stream.budget import Budget
 from connector.stream.connection import Opened
+from connector.stream.dialect import Dialect
 from connector.stream.handover import Phase
 from connector.stream.reader import Ask, Reader
 from connector.subscription import Subscription
 
 OK = Opened()
+
+
+def outlet(
+    outbox: Outbox,
+    dialect: Dialect,
+    wall: Callable[[], float],
+    *,
+    marks: bytes = b"",
+    notes: Mapping[str, bytes] | None = None,
+    cursor: str | None = None,
+    heard_at: float | None = None,
+) -> Outlet:
+    """Return a stream's outlet, going on from what the log says."""
+    return Outlet(
+        stream="tech",
+        tenure=Tenure(0, 1),
+        outbox=outbox,
+        metrics=Metrics(),
+        wall=wall,
+        window=Window(marks, keeps=dialect.resume is not None),
+        deletions=Deletions("tech", notes or {}),
+        cursor=cursor,
+        heard_at=heard_at,
+    )
 
 
 class Story:
@@ -51,7 +78,7 @@ class Story:
 
         self.subscription = Subscription(
             stream="tech",
-            outlet=Outlet("tech", Tenure(0, 1), self.outbox, None),
+            outlet=outlet(self.outbox, dialect, wall),
             reader=reader,
             amender=lambda ask: Amender(
                 connect=self.script, target=TARGET, dialect=dialect, ask=ask, rng=Random(1)
@@ -59,9 +86,7 @@ class Story:
             dialect=dialect,
             demand=Demand(stream="tech", debounce=Debounce(*debounce)),
             budget=budget,
-            lifecycle=Lifecycle(
-                stream="tech", metrics=Metrics(), can_resume=dialect.resume is not None, wall=wall
-            ),
+            lifecycle=Lifecycle(stream="tech", metrics=Metrics(), resume=dialect.resume, wall=wall),
         )
         self._offset = 0
         self._parts: dict[str, PredicateSet] = {}

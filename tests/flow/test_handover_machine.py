@@ -15,7 +15,7 @@ Everything is real but the network, the clock and the log. At every moment:
 from __future__ import annotations
 
 import asyncio
-import json
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
@@ -28,21 +28,22 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from script import LINES, RESUMABLE, TARGET, manners
+from story import outlet
 from upstream_model import MAX_LAG_S, Status, Upstream, disconnect
 
 from connector.control.answers import Change, noted_waiting
 from connector.control.debounce import Debounce
 from connector.control.demand import Demand, noted_in_force
+from connector.delivery.dedupe import LINGER_S
 from connector.delivery.outbox import Entry, Outbox
 from connector.errors import Disconnected
 from connector.lifecycle import Lifecycle
-from connector.model import Event, PredicateSet, Tenure
+from connector.model import Event, PredicateSet
 from connector.ops.metrics import Metrics
-from connector.outlet import Outlet
+from connector.side import Side
 from connector.stream.amender import Amender
 from connector.stream.budget import Budget
-from connector.stream.overlap import LINGER_S
-from connector.stream.reader import Ask, Reader
+from connector.stream.reader import Ask, Connecting, Reader
 from connector.subscription import Subscription
 
 ROOM = 1 << 30
@@ -66,14 +67,18 @@ class Log(Outbox):
         super().__init__(ROOM)
         self.heard = heard
         self.stands_still_since: float | None = None
+        self.by = 0  # the connection that brings what is put
+        self._brought: dict[int, int] = {}
         self.delivered: list[tuple[int, int]] = []  # (status, connection)
         self.cursor: str | None = None
+        self.marks = b""
         self.handled = 0
         self.notes: dict[str, bytes] = {}
         self.told: dict[int, list[str]] = defaultdict(list)
 
     def put(self, entry: Entry) -> None:
         super().put(entry)
+        self._brought[id(entry)] = self.by
         for event in entry.events:
             self.heard(event)
         if self.stands_still_since is None:
@@ -82,9 +87,10 @@ class Log(Outbox):
     def write(self) -> None:
         entries = self.take(ROOM)
         for entry in entries:
-            bodies = [json.loads(status.body) for status in entry.statuses]
-            self.delivered += [(body["seq"], body["by"]) for body in bodies]
+            by = self._brought.pop(id(entry))
+            self.delivered += [(int(status.id), by) for status in entry.statuses]
             self.cursor = entry.cursor or self.cursor
+            self.marks += entry.marks
             self.handled = max(self.handled, entry.handled or 0)
             self._note(self.notes, entry)
             for event in entry.events:
@@ -116,6 +122,22 @@ class Log(Outbox):
                 notes[note.key] = note.value
 
 
+class Watched(Subscription):
+    """Tells the log which connection brings what is put."""
+
+    numbers = itertools.count(1)
+    connections: ClassVar[dict[Side, int]] = {}
+
+    def _heard(self, side: Side, event: Any) -> None:
+        if isinstance(event, Connecting):
+            self.connections[side] = next(self.numbers)
+        super()._heard(side, event)
+
+    def _deliver(self, side: Side, *what: Any) -> None:
+        self.outlet.outbox.by = self.connections[side]
+        super()._deliver(side, *what)
+
+
 class Handover(RuleBasedStateMachine):
     """One stream, its publishers, its upstream and its log."""
 
@@ -134,7 +156,6 @@ class Handover(RuleBasedStateMachine):
         self.records: list[tuple[str, frozenset[str]]] = []
         self.versions: list[str] = []  # of the union, after each record
         self.lost_with_process: set[int] = set()
-        self.may_come_again: set[int] = set()
         self.has_fallen_back = self.is_stopped = False
         self.upstream = Upstream(
             grace_s=self.dialect.liveness.grace_s,
@@ -166,15 +187,15 @@ class Handover(RuleBasedStateMachine):
 
         self.has_fallen_back = self.is_stopped = False
         self.may_replace_at, self.must_be_told = math.inf, frozenset[int]()
-        self.subscription = Subscription(
+        self.subscription = Watched(
             stream="tech",
-            outlet=Outlet("tech", Tenure(0, 1), log, log.cursor),
+            outlet=outlet(log, self.dialect, clock, marks=log.marks, cursor=log.cursor),
             reader=reader,
             amender=lambda ask: Amender(**common, ask=ask, rng=Random(1)),
             dialect=self.dialect,
             demand=Demand(stream="tech", debounce=Debounce(1, 3)),
             budget=budget,
-            lifecycle=Lifecycle(stream="tech", metrics=Metrics(), can_resume=self.is_resumable, wall=clock),
+            lifecycle=Lifecycle(stream="tech", metrics=Metrics(), resume=self.dialect.resume, wall=clock),
         )
         self.upstream.most_open = 2 if self.strategy == "overlap" else 1
         in_force = noted_in_force("tech", log.notes, self.dialect.request.predicates)
@@ -277,7 +298,7 @@ class Handover(RuleBasedStateMachine):
     @invariant()
     def nothing_is_doubled_or_out_of_order(self) -> None:
         numbers = Counter(number for number, _ in self.log.delivered)
-        assert [one for one, count in numbers.items() if count > 1 and one not in self.may_come_again] == []
+        assert [one for one, count in numbers.items() if count > 1] == []
         by_connection: dict[int, int] = {}
         for number, by in self.log.delivered:
             assert number > by_connection.get(by, 0), f"{number} of connection {by}"
@@ -506,8 +527,6 @@ class Handover(RuleBasedStateMachine):
             self.lost_with_process |= {int(one.id) for entry in gone for one in entry.statuses}
             self.log.settle(gone)
         self.log.go_on()
-        if self.is_resumable:  # the newer of two connections may have lagged, and the cursor with it
-            self.may_come_again |= {one for one, _ in self.log.delivered if one > int(self.log.cursor or 0)}
         self.loop.run_until_complete(self._begin())
 
     # The end

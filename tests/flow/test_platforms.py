@@ -154,6 +154,9 @@ async def test_mastodons_events_by_type(looptime) -> None:
         b"event: filters_changed\ndata: undefined\n\n"
         b'event: status.update\ndata: {"id":"2"}\n\n'
     )
-    override = {"messages": {"events": ["update", "status.update"]}, "resume": None}
+    override = {
+        "messages": {"events": ["update", "status.update"], "delete": {"event": "delete"}},
+        "resume": None,
+    }
     seen = await take(speaking("sse", override, Script([[OK, body, Hang()]])), 4)
-    assert seen[-1] == ["1", "2"]
+    assert seen[-1] == ["1", "1", "2"], "the second one is the delete"

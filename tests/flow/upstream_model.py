@@ -95,7 +95,7 @@ class Connection:
             return
         numbers = [self.backlog.popleft()[0] for _ in range(min(count, len(self.backlog)))]
         if numbers:
-            self.write(Chunk(b"".join(line(one, self.number) for one in numbers), numbers))
+            self.write(Chunk(b"".join(line(one) for one in numbers), numbers))
 
     def end(self, how: Exception | bytes | None, *, flush: bool = False) -> None:
         """Let the upstream end it: with an error, an announcement, or just so."""
@@ -108,9 +108,9 @@ class Connection:
         self.write(how)
 
 
-def line(number: int, connection: int) -> bytes:
-    """Return a status as it is written: its body tells which connection brought it."""
-    return b'{"id_str":"%d","seq":%d,"by":%d}\r\n' % (number, number, connection)
+def line(number: int) -> bytes:
+    """Return a status as it is written, to all alike."""
+    return b'{"id_str":"%d","seq":%d}\r\n' % (number, number)
 
 
 def disconnect(code: int) -> bytes:

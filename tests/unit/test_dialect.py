@@ -157,6 +157,14 @@ def test_an_override_of_null_removes_a_key():
         ({"budget": {"attempts": 0}}, ("budget", "attempts")),
         ({"handover": {"strategy": "hope"}}, ("handover", "strategy")),
         ({"messages": {"disconnect": "/disconnect"}}, ("messages", "disconnect")),
+        ({"messages": {"delete": "/delete"}}, ("messages", "delete")),
+        ({"messages": {"delete": {"id": None}}}, ("messages", "delete")),
+        ({"messages": {"delete": {"id": "delete"}}}, ("messages", "delete", "id")),
+        ({"messages": {"delete": {"event": ""}}}, ("messages", "delete", "event")),
+        ({"messages": {"delete": {"event": "delete"}}}, ()),
+        ({"messages": {"delete": {"id": "/id_str"}}}, ()),
+        ({"messages": {"limit": 5}}, ("messages", "limit")),
+        ({"messages": {"limit": "track"}}, ("messages", "limit")),
         ({"liveness": {"stall_timeout_s": 0}}, ("liveness", "stall_timeout_s")),
         ({"backoff": {"http": {"jitter": 1.5}}}, ("backoff", "http", "jitter")),
         ({"backoff": {"http": {"factor": 0.5}}}, ("backoff", "http", "factor")),
@@ -191,3 +199,25 @@ def test_an_override_that_does_not_fit_is_refused_at_its_place(override, place):
 def test_rules_fit_together_or_are_refused(override, wrong):
     with pytest.raises(ValidationError, match=wrong):
         dialect.load("x-v2", override)
+
+
+@pytest.mark.parametrize(
+    ("name", "delete", "wrong"),
+    [
+        ("sse", {}, "give id, event or both"),
+        ("ndjson", {"event": "delete"}, "only server-sent events have a type"),
+        ("ndjson", {"event": "delete", "id": "/id"}, "only server-sent events have a type"),
+        ("ndjson", {"id": "/id"}, "what has messages.id is a status"),
+        ("sse", {"id": "/id"}, "what has messages.id is a status"),
+    ],
+)
+def test_a_delete_can_be_told_from_a_status_or_is_refused(name, delete, wrong):
+    with pytest.raises(ValidationError, match=wrong):
+        dialect.load(name, {"messages": {"delete": delete}})
+
+
+@pytest.mark.parametrize(
+    "delete", [{"event": "delete"}, {"event": "delete", "id": "/id"}, {"id": "/deleted"}]
+)
+def test_a_delete_may_be_told_by_its_type_or_its_content(delete):
+    assert dialect.load("sse", {"messages": {"delete": delete}}).messages.delete is not None

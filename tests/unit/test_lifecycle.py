@@ -11,6 +11,7 @@ from connector.lifecycle import Lifecycle
 from connector.model import PredicateSet
 from connector.ops.metrics import Metrics
 from connector.side import Side
+from connector.stream.dialect import Resume
 from connector.stream.messages import Messages, Notice
 from connector.stream.policy import Outcome
 from connector.stream.reader import Ask, Lost, Received
@@ -21,12 +22,10 @@ WALL = 1_800_000_000.0
 class Told:
     """A lifecycle on a clock that stands still, and one side of it."""
 
-    def __init__(self, *, can_resume: bool = True, cursor: str | None = "7") -> None:
+    def __init__(self, resume: Resume | None = None, cursor: str | None = None) -> None:
         self.metrics = Metrics()
         self.wall = WALL
-        self.lifecycle = Lifecycle(
-            stream="tech", metrics=self.metrics, can_resume=can_resume, wall=lambda: self.wall
-        )
+        self.lifecycle = Lifecycle(stream="tech", metrics=self.metrics, resume=resume, wall=lambda: self.wall)
         self.side = Side(3, lambda _: None, asked=Ask(PredicateSet.of({"track": ["kafka"]}), cursor))
 
     def lose(self, outcome: Outcome = Outcome.NETWORK, reason: str = "reset", **more) -> list[str]:
@@ -108,22 +107,45 @@ def test_a_gap_begins_with_the_last_byte_of_the_connection_lost_first(told):
 
 
 @pytest.mark.parametrize(
-    ("can_resume", "cursor", "recoverable"),
-    [(True, "7", True), (True, None, False), (True, "", False), (False, "7", False)],
+    ("reaches_back_s", "cursor", "end"),
+    [(None, None, "12.345"), (None, "", "12.345"), (None, "7", None), (13, "7", None), (5, "7", "07.345")],
 )
-def test_a_gap_says_from_when_to_when_and_whether_it_can_be_filled(can_resume, cursor, recoverable):
-    told = Told(can_resume=can_resume, cursor=cursor)
+def test_a_gap_says_from_when_to_when_nothing_can_be_had(reaches_back_s, cursor, end):
+    told = Told(Resume(parameter="since", cursor="/id", reaches_back_s=reaches_back_s), cursor)
     told.lifecycle.dark(100.0, "reset")
     told.wall += 12.3456
-    details, (gap,) = told.lifecycle.in_force(112.3456, told.side, {"overlap_s": 1})
+    details, gaps = told.lifecycle.in_force(112.3456, told.side, {"overlap_s": 1})
     assert details == {"connection": 3, "without_connection_s": 12.346, "overlap_s": 1}
-    assert gap.type == "stream.gap"
-    assert gap.data["from"] == "2027-01-15T08:00:00.000Z"
-    assert gap.data["to"] == "2027-01-15T08:00:12.345Z"
-    assert gap.data["recoverable"] is recoverable
-    assert gap.data["reason"] == "reset"
+    assert [(gap.data["from"], gap.data["to"]) for gap in gaps] == (
+        [] if end is None else [("2027-01-15T08:00:00.000Z", f"2027-01-15T08:00:{end}Z")]
+    )
+
+
+def test_what_the_upstream_withholds_is_a_gap_with_a_count_told_now_and_then(told):
+    told.lifecycle.live(told.side)
+    counts = []
+    for seconds, withheld in [(1, 3), (5, 7), (4, 8), (1, 8), (20, 8), (1, 11)]:
+        told.wall += seconds
+        counts.append([gap.data["count"] for gap in told.lifecycle.withheld(told.side, withheld)])
+    assert counts == [[], [], [8], [], [], [3]]
+    told.wall += 1
+    assert not told.lifecycle.withheld(told.side, 12)
+    assert told.lose() == ["stream.gap", "connection.disconnected"], "the rest of it with the loss"
+    assert not told.lifecycle.withheld(told.side), "the next connection counts anew"
+
+
+def test_what_a_process_before_did_not_commit_is_a_gap(told):
+    told.lifecycle.restarted(1000.0, heard_at=WALL - 60)
+    _, (gap,) = told.lifecycle.in_force(1003.0, told.side, {})
+    assert gap.data["from"] == "2027-01-15T07:59:00.000Z"
+
+
+def test_a_gap_is_told_once(told):
+    told.lifecycle.dark(100.0, "reset")
+    _, (gap,) = told.lifecycle.in_force(112.0, told.side, {})
+    assert (gap.type, gap.data["reason"]) == ("stream.gap", "reset")
     details, gaps = told.lifecycle.in_force(113.0, told.side, {})
-    assert (details["without_connection_s"], gaps) == (0.0, []), "told once"
+    assert (details["without_connection_s"], gaps) == (0.0, [])
 
 
 def test_no_gap_where_no_connection_was_wanted(told):

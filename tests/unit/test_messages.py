@@ -163,11 +163,11 @@ def test_an_announcement_may_stand_in_a_list():
 
 
 def test_notices_are_neither_statuses_nor_dead_letters():
-    frames = [b'{"limit":{"track":5}}', b'{"id_str":"1"}', b'{"delete":{"status":{"id":7}}}']
+    frames = [b'{"warning":{"code":"5"}}', b'{"id_str":"1"}', b'{"scrub_geo":{"user_id":7}}']
     messages = TWITTER.decode(frames)
     assert [status.id for status in messages.statuses] == ["1"]
     assert messages.malformed == []
-    assert messages.notices == [Notice("limit", {"track": 5}), Notice("delete", {"status": {"id": 7}})]
+    assert messages.notices == [Notice("warning", {"code": "5"}), Notice("scrub_geo", {"user_id": 7})]
 
 
 @pytest.mark.parametrize("levels", [240, 246, 250, 254, 300])
@@ -332,6 +332,245 @@ def test_an_id_may_be_a_number_of_any_size(number):
     assert [status.id for status in messages.statuses] == ["4", str(number)]
     assert messages.cursor_after(2) == str(number)
     assert RESUMING.decode([b'{"data":{"id":%d,"position":{"at":1}}}' % number]).statuses[0].id == str(number)
+
+
+# Deleted statuses
+
+SCRUB = b'{"delete":{"status":{"id":%d,"id_str":"%d","user_id":3,"user_id_str":"3"}}}'
+MASTODON = Decoder(
+    dialect.load("sse", {"messages": {"events": ["update"], "delete": {"event": "delete"}}, "resume": None})
+)
+
+
+def a_delete(number: int) -> bytes:
+    return SCRUB % (number, number)
+
+
+def a_status(number: int) -> bytes:
+    return b'{"id_str":"%d"}' % number
+
+
+def test_a_delete_stands_among_the_statuses_where_it_came():
+    frames = [a_delete(7), a_status(7), a_status(8), a_delete(7), a_status(7)]
+    messages = TWITTER.decode(frames)
+    assert messages.statuses == [
+        Status("7", None),
+        Status("7", frames[1]),
+        Status("8", frames[2]),
+        Status("7", None),
+        Status("7", frames[4]),
+    ]
+    assert (messages.malformed, messages.notices) == ([], [])
+
+
+def test_a_delete_may_be_all_there_is():
+    assert TWITTER.decode([a_delete(7)]).statuses == [Status("7", None)]
+
+
+@pytest.mark.parametrize("identity", [b'"1\\u00e9/"', b"7", b"1" * 30, b'" "'])
+def test_a_tombstones_key_is_its_statuss_key(identity):
+    both = TWITTER.decode([b'{"id_str":%b}' % identity, b'{"delete":{"status":{"id_str":%b}}}' % identity])
+    status, delete = both.statuses
+    assert delete == Status(status.id, None)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b'{"delete":{"status":{"id_str":"7"}},"id_str":"1"}',
+        b'{"id_str":"1","delete":null}',
+        b'{"id_str":"1","delete":{"status":{"id_str":5.5}}}',
+    ],
+)
+def test_a_status_that_speaks_of_a_delete_is_a_status(frame):
+    for frames in ([frame], [b"bad", frame]):
+        assert TWITTER.decode(frames).statuses == [Status("1", frame)]
+
+
+@pytest.mark.parametrize("identity", [b'"1"', b'""', b"1.5", b"[]", b"true"])
+def test_what_is_a_status_but_for_its_cursor_deletes_nothing(identity):
+    """Or its id: what is damaged goes where somebody looks at it."""
+    some = decoder(resume={"parameter": "after", "cursor": "/at"})
+    frame = b'{"id_str":%b,"delete":{"status":{"id_str":"7"}}}' % identity
+    assert reasons(some.decode([frame])) == [("no_id", frame)]
+    assert some.decode([b'{"id_str":null,"at":null,"delete":{"status":{"id_str":"7"}}}']).statuses == [
+        Status("7", None)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("delete", "reason", "detail"),
+    [
+        (b"null", "no_id", "$.delete"),
+        (b"{}", "no_id", "`status` - at `$.delete`"),
+        (b'{"status":[]}', "no_id", "$.delete.status"),
+        (b'{"status":{"id":7}}', "no_id", "`id_str` - at `$.delete.status`"),
+        (b'{"status":{"id_str":null}}', "no_id", "$.delete.status.id_str"),
+        (b'{"status":{"id_str":1.5}}', "no_id", "$.delete.status.id_str"),
+        (b'{"status":{"id_str":true}}', "no_id", "$.delete.status.id_str"),
+        (b'{"status":{"id_str":["7"]}}', "no_id", "$.delete.status.id_str"),
+        (b'{"status":{"id_str":""}}', "no_id", "empty"),
+        (b'{"status":{"id_str":"%b"}}' % (b"7" * (MAX_ID_CHARS + 1)), "id_too_long", "2048"),
+        (b'{"status":{"id_str":"\\ud800"}}', "not_json", ""),
+        (b'{"status":{"id_str":"\xff"}}', "not_json", "utf-8"),
+        (b'{"status":{"id_str":"7"}},', "not_json", ""),
+        (b'{"status":{"id_str":"7","x":%b}}' % DEEP, "not_json", ""),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_a_delete_of_no_status_is_kept_whole_with_the_reason(delete, reason, detail):
+    frame = b'{"delete":%b}' % delete
+    messages = TWITTER.decode([a_status(1), frame])
+    assert reasons(messages) == [(reason, frame)]
+    assert detail in messages.malformed[0].detail
+    assert messages.statuses == [Status("1", a_status(1))]
+
+
+def test_the_longest_id_can_be_deleted():
+    longest = "é" * MAX_ID_CHARS
+    frame = json.dumps({"delete": {"status": {"id_str": longest}}}, ensure_ascii=False).encode()
+    assert TWITTER.decode([frame]).statuses == [Status(longest, None)]
+
+
+def test_a_dialect_without_deletes_may_have_notices_of_them():
+    plain = decoder(messages={"delete": None, "notices": {"delete": "/delete"}})
+    messages = plain.decode([a_delete(7)])
+    assert (messages.statuses, [notice.kind for notice in messages.notices]) == ([], ["delete"])
+    assert reasons(decoder(messages={"delete": None}).decode([a_delete(7)])) == [("no_id", a_delete(7))]
+
+
+def test_a_delete_repeats_the_cursor_before_it():
+    """It has none of its own, and what comes after it has not been delivered."""
+    some = decoder(resume={"parameter": "since_id", "cursor": "/id_str"})
+    messages = some.decode([a_delete(1), a_status(2), a_delete(3), a_delete(4), b"bad", a_status(5)])
+    assert [status.id for status in messages.statuses] == ["1", "2", "3", "4", "5"]
+    assert [messages.cursor_after(count) for count in range(6)] == [None, None, "2", "2", "2", "5"]
+
+
+def test_mastodons_delete_is_a_bare_id():
+    events = [event(1, "update"), SseEvent(b"109", "delete"), SseEvent(b"undefined", "filters_changed")]
+    messages, dropped = MASTODON.decode_events(events, None)
+    assert messages.statuses == [Status("1", b'{"id":1}'), Status("109", None)]
+    assert (messages.malformed, dropped) == ([], 9)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"", "no_id"), (b"7" * (MAX_ID_CHARS + 1), "id_too_long"), (b"\xff", "not_json")]
+)
+def test_a_bare_id_that_is_none_is_kept_with_the_reason(data, reason):
+    messages, _ = MASTODON.decode_events([SseEvent(data, "delete"), event(1, "update")], None)
+    assert reasons(messages) == [(reason, data)]
+    assert [status.id for status in messages.statuses] == ["1"]
+
+
+def test_an_events_type_says_that_it_is_a_delete_whatever_its_data_look_like():
+    some = Decoder(dialect.load("sse", {"messages": {"delete": {"event": "gone", "id": "/id"}}}))
+    messages, _ = some.decode_events([event(1), event(1, "gone"), event(2)], None)
+    assert [(status.id, status.body is None) for status in messages.statuses] == [
+        ("1", False),
+        ("1", True),
+        ("2", False),
+    ]
+    bad, _ = some.decode_events([SseEvent(b'{"id":null}', "gone"), SseEvent(b"7", "gone")], None)
+    assert reasons(bad) == [("no_id", b'{"id":null}'), ("no_id", b"7")]
+    assert "$.id" in bad.malformed[0].detail
+
+
+def test_an_event_may_be_a_delete_by_its_content():
+    some = Decoder(dialect.load("sse", {"messages": {"delete": {"id": "/deleted"}}}))
+    messages, _ = some.decode_events([SseEvent(b'{"deleted":7}', "message", "a")], "a")
+    assert messages.statuses == [Status("7", None)]
+
+
+def test_the_cursor_after_a_delete_is_its_events_id():
+    some = Decoder(dialect.load("sse", {"messages": {"delete": {"event": "delete"}}}))
+    events = [SseEvent(b"7", "delete", "a"), event(2, last_id="b"), SseEvent(b"8", "delete", "c"), event(9)]
+    messages, _ = some.decode_events(events, None)
+    assert [messages.cursor_after(count) for count in range(5)] == [None, "a", "b", "c", None]
+
+
+def test_where_events_have_their_cursor_in_the_data_a_delete_repeats_it():
+    override = {"resume": {"cursor": "/at"}, "messages": {"delete": {"event": "delete"}}}
+    events = [SseEvent(b'{"id":1,"at":7}'), SseEvent(b"1", "delete", "ignored")]
+    messages, _ = Decoder(dialect.load("sse", override)).decode_events(events, "ignored")
+    assert messages.cursor_after(2) == "7"
+
+
+# How many statuses were withheld
+
+
+def test_the_newest_number_of_withheld_statuses_is_told():
+    frames = [b'{"limit":{"track":5}}', a_status(1), b'{"limit":{"track":8,"timestamp_ms":"1"}}']
+    messages = TWITTER.decode(frames)
+    assert messages.withheld == 8
+    assert [status.id for status in messages.statuses] == ["1"]
+    assert (messages.malformed, messages.notices) == ([], [])
+    assert TWITTER.decode([b'{"limit":{"track":0}}']).withheld == 0
+    assert TWITTER.decode([a_status(1)]).withheld is None
+
+
+@pytest.mark.parametrize("count", [b"null", b'"5"', b"1.5", b"true", b"-1", b"[]", b"9" * 30])
+def test_a_number_of_withheld_statuses_that_is_none_is_kept_with_the_reason(count):
+    frame = b'{"limit":{"track":%b}}' % count
+    messages = TWITTER.decode([frame])
+    assert reasons(messages) == [("no_count", frame)]
+    assert messages.withheld is None
+
+
+def test_a_status_that_speaks_of_a_limit_is_a_status():
+    assert TWITTER.decode([b'{"limit":{"track":5},"id_str":"1"}']).withheld is None
+
+
+# A piece, however it is cut
+
+anything = st.sampled_from(
+    [
+        *(a_status(number) for number in range(3)),
+        *(a_delete(number) for number in range(3)),
+        b"bad",
+        b'{"id_str":""}',
+        b'{"delete":{}}',
+        b'{"warning":1}',
+        b'{"limit":{"track":3}}',
+        b'{"limit":{"track":5}}',
+        b'{"limit":{"track":"x"}}',
+    ]
+)
+
+
+@given(st.lists(anything, max_size=10))
+def test_frames_are_the_same_together_and_one_by_one(frames):
+    some = decoder(resume={"parameter": "since_id", "cursor": "/id_str"})
+    whole, single = some.decode(frames), [some.decode([frame]) for frame in frames]
+    assert [*whole.statuses] == [status for one in single for status in one.statuses]
+    assert [*whole.malformed] == [bad for one in single for bad in one.malformed]
+    assert [*whole.notices] == [notice for one in single for notice in one.notices]
+    assert whole.withheld == ([None] + [one.withheld for one in single if one.withheld is not None])[-1]
+    newest = None
+    for count, status in enumerate(whole.statuses, 1):
+        newest = newest if status.body is None else status.id
+        assert whole.cursor_after(count) == newest
+
+
+an_event = st.one_of(
+    st.integers(0, 3).map(lambda number: (b'{"id":%d}' % number, "update")),
+    st.integers(0, 3).map(lambda number: (b"%d" % number, "delete")),
+    st.sampled_from([(b"bad", "update"), (b"", "delete"), (b"undefined", "filters_changed")]),
+)
+
+
+@given(st.lists(an_event, max_size=10))
+def test_events_are_the_same_together_and_one_by_one(drawn):
+    manners = {"messages": {"events": ["update"], "delete": {"event": "delete"}}}
+    some = Decoder(dialect.load("sse", manners))
+    events = [SseEvent(data, kind, str(at)) for at, (data, kind) in enumerate(drawn)]
+    whole, dropped = some.decode_events(events, None)
+    single = [some.decode_events([one], None) for one in events]
+    assert [*whole.statuses] == [status for one, _ in single for status in one.statuses]
+    assert [*whole.malformed] == [bad for one, _ in single for bad in one.malformed]
+    assert dropped == sum(size for _, size in single)
+    marks = [one.last_id for one, (messages, _) in zip(events, single, strict=True) if messages.statuses]
+    assert [whole.cursor_after(count) for count in range(1, len(marks) + 1)] == marks
 
 
 # Which predicates a status matched

@@ -18,9 +18,9 @@ COUNTERS = {
     "connector_duplicates_suppressed": {"stream"},
     "connector_statuses_committed": {"stream"},
     "connector_dead_letters": {"reason"},
-    "connector_transactions_failed": {"code"},
+    "connector_transactions_failed": {"code", "verdict"},
 }
-GAUGES = {"connector_stream_live", "connector_stream_refused"}
+GAUGES = {"connector_promise", "connector_stream_live", "connector_stream_refused"}
 
 
 def scraped(metrics: Metrics) -> dict[tuple[str, ...], float]:
@@ -42,9 +42,11 @@ def metrics() -> Metrics:
     metrics.refused("tech", is_refused=True)
     metrics.lost("tech", "stalled", Counter(cut=20))
     metrics.lost("tech", "disconnected", Counter())
-    metrics.handed_over("tech", 4)
+    metrics.handed_over("tech")
+    metrics.suppressed("tech", 4)
+    metrics.promised("tech", "exactly_once")
     metrics.committed(Counter({"tech": 5, "news": 6}), Counter({"not_json": 2}), 0.03)
-    metrics.failed("_TIMED_OUT")
+    metrics.failed("_TIMED_OUT", "unknown")
     return metrics
 
 
@@ -77,7 +79,8 @@ def test_every_count_adds_up(metrics):
     assert counted["connector_statuses_committed_total", "tech"] == 5
     assert counted["connector_statuses_committed_total", "news"] == 6
     assert counted["connector_dead_letters_total", "not_json"] == 2
-    assert counted["connector_transactions_failed_total", "_TIMED_OUT"] == 1
+    assert counted["connector_transactions_failed_total", "_TIMED_OUT", "unknown"] == 1
+    assert counted["connector_promise", "exactly_once", "tech"] == 1
     assert counted["connector_transaction_seconds_count",] == 1
     assert counted["connector_transaction_seconds_sum",] == 0.03
 

@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connector.delivery.outbox import Entry, Outbox
+from connector.delivery.outbox import OVERHEAD_BYTES, Entry, Outbox
 from connector.model import DeadLetter, Event, Status, Tenure
 
 ONE, TWO = Tenure(1, 1), Tenure(2, 1)
-PLAIN_BYTES = Entry(tenure=ONE).size_bytes
+ENTRY_BYTES = Entry(tenure=ONE).size_bytes + OVERHEAD_BYTES + 100
 ALL = 1 << 40
 
 
 def entry(name: int = 0, tenure: Tenure = ONE, size: int = 100) -> Entry:
-    return Entry(tenure=tenure, cursor=str(name), statuses=[Status(str(name), b"x" * size)])
+    statuses = [Status(str(name), b"x" * size)]
+    return Entry(tenure=tenure, stream="tech", cursor=str(name), statuses=statuses)
 
 
 def names(entries: list[Entry]) -> list[int]:
@@ -54,20 +55,20 @@ def test_an_entry_weighs_what_it_carries():
     statuses = Entry(tenure=ONE, statuses=[Status("1", b"x" * 10), Status("2", b"x" * 5)])
     letters = [DeadLetter("r", "d", None, "o", None, value) for value in (b"x" * 7, None)]
     assert plain.size_bytes > 0, "an outbox of nothing but plain entries is bounded too"
-    assert statuses.size_bytes == plain.size_bytes + 15
+    assert statuses.size_bytes == plain.size_bytes + 15 + 2 * OVERHEAD_BYTES
     assert Entry(tenure=ONE, dead_letters=letters).size_bytes == plain.size_bytes + 7
     assert Entry(tenure=ONE, events=[Event("e", None)] * 2).size_bytes > plain.size_bytes
 
 
 async def test_reading_goes_on_up_to_the_capacity_and_not_beyond():
-    outbox = Outbox(2 * (PLAIN_BYTES + 100))
-    await ends(outbox.room())
+    outbox = Outbox(2 * ENTRY_BYTES)
+    await ends(outbox.room("tech"))
     outbox.put(entry(1))
     outbox.put(entry(2))
     assert outbox.size_bytes == outbox.capacity_bytes
-    await ends(outbox.room())
+    await ends(outbox.room("tech"))
     outbox.put(entry(3))
-    room = await waits(outbox.room())
+    room = await waits(outbox.room("tech"))
     taken = outbox.take(1)
     assert not await settled(room), "what is being written still needs its memory"
     outbox.settle(taken)
@@ -77,9 +78,9 @@ async def test_reading_goes_on_up_to_the_capacity_and_not_beyond():
 async def test_taking_and_putting_back_frees_no_room():
     outbox = Outbox(100)
     outbox.put(entry(1))
-    room = await waits(outbox.room())
+    room = await waits(outbox.room("tech"))
     outbox.put_back(outbox.take(ALL))
-    (await waits(outbox.room())).cancel()
+    (await waits(outbox.room("tech"))).cancel()
     assert not await settled(room)
     outbox.settle(outbox.take(ALL))
     await ends(room)
@@ -139,13 +140,13 @@ def test_every_entry_is_settled_once_and_in_order_whatever_failed(steps, limit_b
 
 
 async def test_dropping_forgets_one_tenure_alone_and_frees_its_room():
-    outbox = Outbox(4 * (PLAIN_BYTES + 100) - 1)
+    outbox = Outbox(4 * ENTRY_BYTES - 1)
     for name in range(4):
         outbox.put(entry(name, TWO if name % 2 else ONE))
-    room = await waits(outbox.room())
+    room = await waits(outbox.room("tech"))
     outbox.drop(ONE)
     await ends(room)
-    assert outbox.size_bytes == 2 * (PLAIN_BYTES + 100)
+    assert outbox.size_bytes == 2 * ENTRY_BYTES
     assert names(outbox.take(ALL)) == [1, 3]
 
 

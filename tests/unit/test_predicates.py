@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from itertools import permutations
 
 import pytest
@@ -197,8 +198,10 @@ def test_any_json_is_read_as_it_says_or_rejected(value):
 
 # --- Sets ---------------------------------------------------------------------------------------
 
-term = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=5).filter(
-    lambda text: text == text.strip() != ""
+term = (
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=5)
+    .map(lambda text: unicodedata.normalize("NFC", text))
+    .filter(lambda text: text == text.strip() != "")
 )
 terms = st.dictionaries(st.sampled_from([*NAMES]), st.lists(term, max_size=4), max_size=4)
 sets = terms.map(PredicateSet.of)

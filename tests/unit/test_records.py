@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connector.delivery import records
-from connector.delivery.records import MAX_DEAD_LETTER_BYTES, Headers, Record
+from connector.delivery.records import Headers, Record
 from connector.model import DeadLetter, Event, Status
+
+COPY_BYTES = 256 * 1024
 
 # --- Statuses -----------------------------------------------------------------------------------
 
@@ -28,6 +30,14 @@ def test_a_status_is_keyed_by_its_id_and_carries_the_upstreams_bytes():
     )
     assert record.value is body
     assert record.partition == -1, "the partitioner chooses by key"
+
+
+def test_a_deleted_status_is_a_tombstone_with_the_key_of_its_status():
+    status, delete = records.of_statuses(
+        "statuses", "tech", "v", 7, [Status("é/9", b"{}"), Status("é/9", None)]
+    )
+    assert (delete.key, delete.value) == (status.key, None)
+    assert dict(delete.headers)["seq"] == b"9"
 
 
 @given(st.integers(0, 2**62), st.integers(0, 20))
@@ -117,15 +127,15 @@ def test_a_dead_letter_is_kept_as_it_was_with_the_reason():
 
 
 def test_a_long_dead_letter_is_cut_but_its_hash_and_size_are_of_the_whole():
-    value = bytes(range(256)) * (MAX_DEAD_LETTER_BYTES // 256) + b"more"
+    value = bytes(range(256)) * (COPY_BYTES // 256) + b"more"
     record = records.of_dead_letter("dlq", letter(value))
-    assert record.value == value[:MAX_DEAD_LETTER_BYTES]
+    assert record.value == value[:COPY_BYTES]
     assert headers(record)["cut"] == b"%d" % len(value)
     assert headers(record)["sha256"] == hashlib.sha256(value).hexdigest().encode()
 
 
 def test_a_dead_letter_as_long_as_allowed_is_whole():
-    value = b"x" * MAX_DEAD_LETTER_BYTES
+    value = b"x" * COPY_BYTES
     record = records.of_dead_letter("dlq", letter(value))
     assert record.value == value
     assert "cut" not in headers(record)
@@ -147,6 +157,6 @@ def test_text_that_utf8_cannot_spell_does_not_keep_a_letter_back(member):
 
 def test_a_position_goes_to_the_partition_that_mirrors_the_streams_home():
     none: Headers = []
-    assert records.of_position("positions", 4, "tech", b'{"seq":1}') == Record(
+    assert records.of_note("positions", 4, "tech", b'{"seq":1}') == Record(
         "positions", b'{"seq":1}', "tech", none, 4
     )

@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from upstream.admission import Account, ConnectLimit
 from upstream.clock import Clock
-from upstream.ledger import Connection, owed, sent
+from upstream.deletes import GAPS, Deletes, What
+from upstream.ledger import Connection, owed, owed_deletes, sent, sent_deletes
 from upstream.predicates import Predicates
 from upstream.server import Options, Upstream
 from upstream.statuses import TOPICS, USER_IDS, status
@@ -356,6 +357,65 @@ def test_owed_is_a_part_of_sent_and_follows_its_definition(drawn: list):
     assert owed(books).keys() <= sent(books).keys()
 
 
+def test_a_copy_may_have_been_received_and_is_owed_by_nobody():
+    books = [entry(1, 1, 9, [2], copies=[4])]
+    assert (owed(books), sent(books)) == ({2: 1}, {2: 1, 4: 1})
+
+
+def test_a_delete_is_owed_where_it_was_said_whatever_its_status_is():
+    older = entry(1, 1, None, [3, 4], last_seq=9, deleted=[(6, 3), (7, 4)])
+    newer = entry(2, 7, None, [], last_seq=9)
+    assert owed([older, newer]) == {3: 1, 4: 1}
+    assert owed_deletes([older, newer]) == {3: 1}
+    assert sent_deletes([older, newer]) == {3: 1, 4: 1}
+
+
+def test_a_delete_that_is_told_again_is_owed_by_the_replay():
+    books = [entry(1, 1, 9, [3], deleted=[(6, 3)]), entry(2, 11, 20, [], first_seq=5, deleted=[(6, 3)])]
+    assert owed_deletes(books) == sent_deletes(books) == {3: 2}
+
+
+# --- deletes
+
+
+def test_without_deletes_each_status_has_its_place():
+    assert [Deletes().at(n) for n in (1, 500)] == [[(What.STATUS, 1)], [(What.STATUS, 500)]]
+
+
+def said(every: int, places: int) -> dict[int, list[tuple[int, What]]]:
+    """Return what is said of each status, and where."""
+    found: dict[int, list[tuple[int, What]]] = {}
+    for place in range(1, places + 1):
+        for what, n in Deletes(every).at(place):
+            found.setdefault(n, []).append((place, what))
+    return found
+
+
+@pytest.mark.parametrize("every", [1, 2, 7, 50])
+def test_one_status_of_so_many_is_deleted_in_ways_and_gaps_that_take_turns(every: int):
+    last = 60 * every
+    by_status = said(every, last + 2 * max(GAPS))
+    ways = set()
+    for n in range(1, last + 1):
+        places, what = zip(*by_status[n], strict=True)
+        assert places[0] == n
+        if n % every:
+            assert what == (What.STATUS,)
+        else:
+            gap = places[1] - places[0]
+            assert [place - n for place in places] == [gap * step for step in range(len(places))]
+            ways.add((what, gap))
+    assert ways == {
+        (way, gap)
+        for gap in GAPS
+        for way in [
+            (What.STATUS, What.DELETE),
+            (What.DELETE, What.COPY),
+            (What.STATUS, What.DELETE, What.COPY),
+        ]
+    }
+
+
 # --- the server
 
 
@@ -561,6 +621,73 @@ async def test_owed_and_sent_are_told_with_their_bodies():
         assert {x["id"] for x in lines[:100]} == {str(status(SEED, n).id) for n in range(1, 101)}
         assert await served.lines("/owed?connection=2") == lines[100:]
         assert [x["seq"] for x in await served.lines("/sent")] == list(range(1, 301))
+
+
+def messages(every: int, first: int, last: int, track: str = "") -> list[bytes]:
+    """Return what is written from one place to another where statuses are deleted."""
+    found = []
+    for place in range(first, last + 1):
+        for what, n in Deletes(every).at(place):
+            this = status(SEED, n)
+            if track and not Predicates.parse(track, "").match(this):
+                continue
+            gone = {"id": this.id, "id_str": str(this.id)}
+            gone |= {"user_id": int(this.user_id), "user_id_str": this.user_id}
+            body = json.dumps({"delete": {"status": gone}}, separators=(",", ":")).encode()
+            found.append(body if what is What.DELETE else this.body)
+    return found
+
+
+async def test_deletes_and_late_copies_come_in_their_places_to_who_asks_for_the_status():
+    async with serving(deletes_every=5) as served:
+        everything, kafka = await served.connect(EVERYTHING), await served.connect(KAFKA)
+        served.hand.at = 300
+        expected = messages(5, 1, 300)
+        assert sum(body.startswith(b'{"delete":') for body in expected) > 30
+        assert await read_by_crlf(everything, len(expected)) == expected
+        expected = messages(5, 1, 300, "kafka")
+        assert await read_by_crlf(kafka, len(expected)) == expected
+        lines = await served.lines("/deleted")
+        assert {line["id"]: line["connection"] for line in lines if line["owed"]} == {
+            json.loads(body)["delete"]["status"]["id_str"]: 2 for body in expected if b'"delete"' in body
+        }
+        assert {line["connection"] for line in lines if not line["owed"]} == {1}
+
+
+async def test_a_replay_and_a_later_connection_are_told_of_deletes_too():
+    async with serving(published=300, deletes_every=5) as served:
+        replay, late = (
+            await served.connect(EVERYTHING | {"since_seq": "100"}),
+            await served.connect(EVERYTHING),
+        )
+        expected = messages(5, 101, 300)
+        assert await read_by_crlf(replay, len(expected)) == expected
+        served.hand.at = 320
+        expected = messages(5, 301, 320)
+        assert await read_by_crlf(late, len(expected)) == expected
+
+
+async def test_the_books_say_what_must_be_gone_in_the_end_and_what_must_not():
+    """A client that heeds deletes comes out right over two connections that overlap."""
+    async with serving(deletes_every=3) as served:
+        old = await served.connect(EVERYTHING)
+        served.hand.at = 200
+        heard = await read_by_crlf(old, len(messages(3, 1, 200)))
+        new = await served.connect({"track": "kafka,rust"})
+        served.hand.at = 1_500
+        heard += await read_by_crlf(new, len(messages(3, 201, 1_500, "kafka,rust")))
+        await served.connection(1, last_seq=1_500)
+        read = [json.loads(body) for body in heard]
+        gone = {one["delete"]["status"]["id_str"] for one in read if "delete" in one}
+        there = {one["id_str"] for one in read if "delete" not in one} - gone
+
+        told = await served.lines("/deleted")
+        may_be_gone, must_be_gone = {one["id"] for one in told}, {one["id"] for one in told if one["owed"]}
+        assert must_be_gone <= gone <= may_be_gone
+        assert {one["id"] for one in await served.lines("/owed")} - may_be_gone <= there
+        assert there <= {one["id"] for one in await served.lines("/sent")}
+        assert there
+        assert must_be_gone < may_be_gone, "what only the old one was told does not count"
 
 
 async def test_stopping_ends_open_connections_properly():

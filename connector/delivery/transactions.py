@@ -1,0 +1,141 @@
+"""Exactly once: one Kafka transaction for each batch. Blocking; lives in the writer's thread.
+
+Each transaction sends offsets for every control partition whose records it carries, with the group metadata
+taken when the batch was formed. A replica that lost its lease is refused there, and nothing of the batch
+becomes visible.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+from connector.delivery.batch import Batch
+from connector.delivery.producing import CALL_TIMEOUT_S, RETRY_BACKOFF_S, produce, properties
+from connector.delivery.verdict import Call
+from connector.model import Topics
+
+log = structlog.get_logger("connector.transactions")
+
+EPOCH_GUARD_S = 0.6 * RETRY_BACKOFF_S
+"""A commit that takes longer may have been sent twice, and its second copy may still arrive.
+
+It would then act on the next transaction: librdkafka keeps one epoch for all of them. A new producer
+raises the epoch, and the straggler is refused.
+"""
+
+_TRANSACTION_TIMEOUT_S = 15.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Transactions:
+    """The one transactional producer of this process.
+
+    Attributes:
+        kafka: librdkafka properties: where Kafka is.
+        group: the consumer group of the lease.
+        replica: this process's name; no other living process may bear it.
+        topics: their names.
+        max_record_bytes: longest record librdkafka may accept.
+        epochs: how many producers were made so far.
+        guarded: how many of them because a commit was so slow that it may have been sent twice.
+        during: the call that `write` made last.
+    """
+
+    kafka: Mapping[str, object]
+    group: str
+    replica: str
+    topics: Topics
+    max_record_bytes: int
+    epochs: int = field(default=0, init=False)
+    guarded: int = field(default=0, init=False)
+    during: Call = field(default=Call.INIT, init=False)
+    _producer: Producer | None = field(default=None, init=False)
+
+    @property
+    def transactional_id(self) -> str:
+        """One per replica: a restarted replica ends the open transaction of its former self."""
+        return f"{self.group}-{self.replica}"
+
+    def open(self) -> None:
+        """Make a producer, which ends whatever transaction the one before it left open.
+
+        Raises:
+            KafkaException: Kafka did not answer, or refused; the first may change.
+        """
+        self._producer = None  # its threads end before the next one's begin
+        producer = Producer(
+            {
+                **properties(self.kafka, self.max_record_bytes),
+                "transactional.id": self.transactional_id,
+                "transaction.timeout.ms": int(_TRANSACTION_TIMEOUT_S * 1000),
+            }
+        )
+        producer.init_transactions(CALL_TIMEOUT_S)
+        self._producer = producer
+        self.epochs += 1
+
+    def write(self, batch: Batch) -> None:
+        """Write *batch*, all or nothing.
+
+        Raises:
+            KafkaException: it failed, or nobody knows; `open` and then `has` tell.
+        """
+        self.during = Call.INIT
+        if self._producer is None:
+            self.open()
+        producer = self._producer
+        assert producer is not None
+        self.during = Call.PRODUCE
+        producer.begin_transaction()
+        produce(producer, batch.content(self.topics, f"/connector/{self.replica}"))
+        produce(producer, batch.state(self.topics))
+        # Offsets after the flush: sent first, they wait for the last commit's aftermath.
+        self.during = Call.FLUSH
+        if left := producer.flush(CALL_TIMEOUT_S):
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{left} records unsent"))  # noqa: SLF001
+        offsets = [
+            TopicPartition(self.topics.predicates, partition, offset, f"{self.transactional_id} {batch.mark}")
+            for partition, offset in batch.offsets().items()
+        ]
+        self.during, sent_at = Call.SEND_OFFSETS, time.monotonic()
+        producer.send_offsets_to_transaction(offsets, batch.metadata, CALL_TIMEOUT_S)
+        self.during = Call.COMMIT
+        producer.commit_transaction(CALL_TIMEOUT_S)
+        if (took_s := time.monotonic() - sent_at) >= EPOCH_GUARD_S:
+            log.debug("writer.epoch_raised", seconds=round(took_s, 3))
+            self.guarded += 1
+            self._producer = None  # the next transaction makes a new one
+
+    def has(self, batch: Batch) -> bool:
+        """Return whether *batch* is in the log, asking the log; final only after `open`.
+
+        Raises:
+            KafkaException: Kafka did not answer.
+        """
+        consumer = Consumer(
+            {
+                **self.kafka,
+                "group.id": self.group,
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+            }
+        )
+        try:
+            # All of them: another replica may have taken one over and left its own mark there.
+            control = [TopicPartition(self.topics.predicates, partition) for partition in batch.offsets()]
+            found = consumer.committed(control, timeout=CALL_TIMEOUT_S)
+            for partition in found:
+                if partition.error is not None:
+                    raise KafkaException(partition.error)
+            return any((partition.metadata or "").endswith(batch.mark) for partition in found)
+        finally:
+            consumer.close()
+
+    def close(self) -> None:
+        """Let go of the producer; an open transaction is left to its successor."""
+        self._producer = None
