@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Self
 
 import yaml
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource
 
 from connector.auth import Auth
 from connector.stream.credentials import Outgoing
@@ -106,15 +107,21 @@ class Kafka:
         assert error is None
         return message.partition(), message.offset()
 
-    def records(self, purpose: str) -> list[Message]:
-        """Return everything committed on a topic, up to its end at the time of the call."""
+    def records(self, purpose: str, isolation: str = "read_committed") -> list[Message]:
+        """Return everything on a topic, up to its end at the time of the call.
+
+        Args:
+            purpose: which topic.
+            isolation: ``read_uncommitted`` tells what open and aborted transactions wrote, too.
+        """
         consumer = Consumer(
             {
                 "bootstrap.servers": self.bootstrap,
                 "group.id": f"reader-{uuid.uuid4()}",
-                "isolation.level": "read_committed",
+                "isolation.level": isolation,
                 "enable.partition.eof": True,
                 "enable.auto.commit": False,
+                "fetch.wait.max.ms": 10,  # the end is there, or it is not: nothing to wait for
                 "log_level": 0,
             }
         )
@@ -139,6 +146,21 @@ class Kafka:
     def delivered(self) -> list[Delivered]:
         """Return the output topic, read_committed."""
         return [_delivered(message) for message in self.records("statuses")]
+
+    def position(self) -> dict[str, Any]:
+        """Return the stream's newest position; empty before the first."""
+        written = [one for one in self.records("positions") if one.key() == STREAM.encode()]
+        assert len({one.partition() for one in written}) <= 1, "a stream has one home"
+        newest: dict[str, Any] = json.loads(written[-1].value()) if written else {}
+        return newest
+
+    def shortest_session_s(self) -> float:
+        """Return how soon the broker may let a dead member go; not so soon that a busy one counts as dead."""
+        admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        (broker,) = list(admin.list_topics(timeout=PATIENCE_S).brokers)[:1]
+        asked = admin.describe_configs([ConfigResource(ConfigResource.Type.BROKER, str(broker))])
+        (settings,) = [future.result(PATIENCE_S) for future in asked.values()]
+        return max(2.0, int(settings["group.min.session.timeout.ms"].value) / 1000)
 
     def events(self, kind: str = "") -> list[dict[str, Any]]:
         """Return the data of events whose type begins with *kind*, each with its type."""
@@ -218,7 +240,14 @@ class Upstream:
 class Connector:
     """The connector, in a process of its own, started as often as a test likes."""
 
-    def __init__(self, folder: Path, kafka: Kafka, streams: dict[str, Any], **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kafka: Kafka,
+        streams: dict[str, Any],
+        session_timeout_s: float = 6,
+        **settings: Any,
+    ) -> None:
         self.folder = folder
         self.config = folder / "connector.yaml"
         self.log = folder / "connector.log"
@@ -228,7 +257,7 @@ class Connector:
             "kafka": {
                 "bootstrap_servers": kafka.bootstrap,
                 "group": f"{kafka.topics.prefix}-connector",
-                "session_timeout_s": 6,
+                "session_timeout_s": session_timeout_s,
                 "topics": kafka.topics.as_dict(),
                 "control_partitions": PARTITIONS,
             },
@@ -262,12 +291,16 @@ class Connector:
         assert done.returncode == 0, done.stderr
         return self
 
-    def start(self) -> Self:
-        """Start it; the log goes on where it was."""
+    def start(self, *program: str) -> Self:
+        """Start it; the log goes on where it was.
+
+        Args:
+            program: Python's arguments that run the connector's command line, if not the usual ones.
+        """
         assert self.process is None
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "connector", "run", "--config", str(self.config)],
+                [sys.executable, *(program or ("-m", "connector")), "run", "--config", str(self.config)],
                 env=clean_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -283,6 +316,13 @@ class Connector:
         code = self.process.wait(PATIENCE_S)
         self.process = None
         return code, time.monotonic() - at
+
+    def ended(self) -> int:
+        """Wait until it ends by itself; return the exit code."""
+        assert self.process is not None
+        code = self.process.wait(PATIENCE_S)
+        self.process = None
+        return code
 
     def pause(self) -> None:
         """Freeze it, as a machine does that swaps or is suspended."""
