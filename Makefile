@@ -37,7 +37,7 @@ fuzz: .venv/.ready ## five million hostile inputs for each parser of the stream;
 
 integration: .venv/.ready ## against a real Kafka, started here or named by CONNECTOR_TEST_BOOTSTRAP
 	@test -n "$$CONNECTOR_TEST_BOOTSTRAP" || $(BIN)/python deploy/local/kafka.py fetch
-	$(BIN)/pytest -q tests/integration
+	$(BIN)/pytest -q -n $(or $(WORKERS),3) --dist worksteal tests/integration
 
 docs: .venv/.ready ## write the generated parts of the documentation anew
 	$(BIN)/python docs/generate.py

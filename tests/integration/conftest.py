@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,13 +12,13 @@ from collections.abc import Iterator
 import pytest
 from harness import ROOT, Kafka
 
+THERE = "CONNECTOR_TEST_BOOTSTRAP"
+"""The variable that names a broker which is there already."""
 
-@pytest.fixture(scope="session")
-def bootstrap() -> Iterator[str]:
-    """Yield a real broker's address; CONNECTOR_TEST_BOOTSTRAP names one that is there already."""
-    if there := os.environ.get("CONNECTOR_TEST_BOOTSTRAP"):
-        yield there
-        return
+
+@contextlib.contextmanager
+def _broker() -> Iterator[str]:
+    """Run a broker until the end, or until this process is gone, and yield its address."""
     with subprocess.Popen(
         [sys.executable, str(ROOT / "deploy/local/kafka.py"), "run"],
         stdin=subprocess.PIPE,
@@ -28,6 +29,22 @@ def bootstrap() -> Iterator[str]:
         assert line, "Kafka did not start; its messages are above"
         yield json.loads(line)["bootstrap"]
         process.terminate()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Start one broker for all workers, who find its address in their environment; it outlives them."""
+    if THERE not in os.environ:
+        running = contextlib.ExitStack()
+        os.environ[THERE] = running.enter_context(_broker())
+        config.add_cleanup(running.close)
+
+
+@pytest.fixture(scope="session")
+def bootstrap() -> Iterator[str]:
+    """Yield a real broker's address."""
+    with contextlib.nullcontext(os.environ[THERE]) if THERE in os.environ else _broker() as address:
+        yield address
 
 
 @pytest.fixture

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
 import socket
 import subprocess
 import sys
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -173,10 +175,10 @@ def test_sigterm_while_kafka_is_gone_ends_within_ten_seconds(tmp_path: Path) -> 
 
 def test_the_demo_ends_well_and_leaves_no_process_behind(tmp_path: Path) -> None:
     """Its exit code says that nothing was lost; every process it started is gone."""
-    before = _processes()
+    environment = _marked()
     done = subprocess.run(
         [sys.executable, "-m", "connector", "demo", "--seconds", "9"],
-        env=clean_environment(),
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
@@ -186,24 +188,25 @@ def test_the_demo_ends_well_and_leaves_no_process_behind(tmp_path: Path) -> None
     assert "predicate changes applied        2 of 2" in done.stdout
     assert "time without a live connection   0 s" in done.stdout
     assert "lost                             0" in done.stdout
-    eventually(lambda: _processes() <= before, "all processes gone")
+    eventually(lambda: not _processes(environment), "all processes gone")
 
 
 def test_the_demo_dies_with_its_terminal_and_takes_its_processes_along() -> None:
     """Even when it is killed and cannot clean up."""
-    before = _processes()
+    environment = _marked()
     demo = subprocess.Popen(
         [sys.executable, "-m", "connector", "demo"],
-        env=clean_environment(),
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
     assert demo.stdout is not None
     eventually(lambda: b"seq 3 " in demo.stdout.readline(), "statuses")
+    assert len(_processes(environment)) > 3, "the demo, Kafka, the upstream and the connector"
     demo.kill()
     demo.wait()
     demo.stdout.close()
-    eventually(lambda: _processes() <= before, "all processes gone")
+    eventually(lambda: not _processes(environment), "all processes gone")
 
 
 def test_the_demo_falls_back_to_embedded_brokers_without_java(tmp_path: Path) -> None:
@@ -221,18 +224,20 @@ def test_the_demo_falls_back_to_embedded_brokers_without_java(tmp_path: Path) ->
     assert "openjdk-17" in done.stderr
 
 
-def _processes() -> set[int]:
-    """Return the ids of processes that a demo starts."""
-    found = set()
+def _marked() -> dict[str, str]:
+    """Return an environment by which a process and all that it starts can be told from others."""
+    return {**clean_environment(), "STARTED_BY": uuid.uuid4().hex}
+
+
+def _processes(environment: Mapping[str, str]) -> set[int]:
+    """Return the ids of the processes that live in a marked environment."""
+    mark, found = f"STARTED_BY={environment['STARTED_BY']}".encode(), set()
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
-            try:
-                words = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if any(word in words for word in (b"kafka.Kafka", b"upstream", b"kafka.py", b"connector")):
-                found.add(int(folder.name))
-    return found - {os.getpid()}
+            with contextlib.suppress(OSError):  # it ended meanwhile, or is none of ours
+                if mark in (folder / "environ").read_bytes():
+                    found.add(int(folder.name))
+    return found
 
 
 def test_a_publisher_puts_waits_looks_and_takes_back(kafka: Kafka, tmp_path: Path) -> None:
