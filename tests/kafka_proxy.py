@@ -154,6 +154,8 @@ class Proxy:
                 front.close()
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
+        for _ in range(3):  # a connection that was being accepted is closed a turn of the loop later
+            await asyncio.sleep(0)
 
     def _gave_up(self, ended: Future[None]) -> None:
         if not self._serving.done():
@@ -164,7 +166,10 @@ class Proxy:
         if broker not in self._fronts:
 
             def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                self._connections.create_task(_Connection(self, broker, reader, writer).run())
+                if self._stop.is_set():
+                    writer.transport.abort()
+                else:
+                    self._connections.create_task(_Connection(self, broker, reader, writer).run())
 
             front = await asyncio.start_server(connected, "127.0.0.1", 0)
             if broker in self._fronts:  # another connection was faster

@@ -133,7 +133,7 @@ def test_the_upstream_may_come_late_and_go_away_in_between(kafka: Kafka, tmp_pat
             "connection.live",
             "connection.disconnected",
         }
-        assert [gap["recoverable"] for gap in kafka.events("stream.gap")] == [False]
+        assert len(kafka.events("stream.gap")) == 1
 
 
 def test_no_secret_shows_in_logs_metrics_or_events(kafka: Kafka, tmp_path: Path) -> None:

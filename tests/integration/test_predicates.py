@@ -264,7 +264,7 @@ def test_where_one_connection_is_allowed_only_the_time_between_two_is_lost(
         (fell_back,) = kafka.events("handover.fell_back")
         assert fell_back["strategy"] == "break"
         gaps = kafka.events("stream.gap")
-        assert [one["recoverable"] for one in gaps] == [False, False]
+        assert len(gaps) == 2
         # The old connection lived on until then; the two clocks may be read some time apart.
         until, broken_at = (datetime.fromisoformat(at) for at in (fell_back["until"], gaps[0]["from"]))
         assert (until - broken_at).total_seconds() < delay_s / 4
