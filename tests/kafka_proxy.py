@@ -4,8 +4,8 @@ It stops a request of the test's choosing, and the test says what becomes of it:
 test takes its time), lost with its connection, carried out but its answer lost, or answered with an error
 of the test's choosing. Whatever it stopped can arrive again later, over a connection of its own.
 
-Clients cannot get round it: the addresses that Kafka tells them are replaced by the proxy's own. It lives
-in a thread; the tests call it from theirs.
+Clients cannot get round it: the addresses that Kafka tells them are replaced by the proxy's own. It speaks
+plain text, and no Kafka library's code is in it. It lives in a thread; the tests call it from theirs.
 """
 
 from __future__ import annotations
@@ -94,8 +94,9 @@ class Caught:
         return True
 
     def _take(self, request: Request, broker: Address) -> Future[_Fate | int]:
+        if not self.requests:
+            self._broker = broker  # that of the request which may arrive late
         self.requests.append(request)
-        self._broker = broker
         self._came.set()
         return self._fate
 
@@ -104,7 +105,7 @@ class Proxy:
     """A proxy before each broker of a cluster; to be entered, and left when its clients are gone."""
 
     def __init__(self, bootstrap: str) -> None:
-        host, _, port = bootstrap.split(",", maxsplit=1)[0].rpartition(":")
+        host, _, port = bootstrap.partition(",")[0].rpartition(":")
         self._first: Address = (host, int(port))
         self._fronts: dict[Address, asyncio.Server] = {}
         self._catches: list[Caught] = []
@@ -128,7 +129,11 @@ class Proxy:
     def catch(
         self, api: Api, nth: int = 1, times: int = 1, where: Callable[[Request], bool] = _anything
     ) -> Caught:
-        """Stop the *nth* request of a kind from now on, and those after it, *times* in all."""
+        """Stop the *nth* request of a kind from now on, and those after it, *times* in all.
+
+        A request is stopped once, by the first that wants it; meanwhile, all that follows it on its
+        connection waits.
+        """
         caught = Caught(api, nth - 1, times, where, self)
         self._catches.append(caught)
         return caught
@@ -154,8 +159,6 @@ class Proxy:
                 front.close()
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
-        for _ in range(3):  # a connection that was being accepted is closed a turn of the loop later
-            await asyncio.sleep(0)
 
     def _gave_up(self, ended: Future[None]) -> None:
         if not self._serving.done():
@@ -166,10 +169,7 @@ class Proxy:
         if broker not in self._fronts:
 
             def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                if self._stop.is_set():
-                    writer.transport.abort()
-                else:
-                    self._connections.create_task(_Connection(self, broker, reader, writer).run())
+                self._connections.create_task(_Connection(self, broker, reader, writer).run())
 
             front = await asyncio.start_server(connected, "127.0.0.1", 0)
             if broker in self._fronts:  # another connection was faster

@@ -373,7 +373,7 @@ def test_without_a_new_producer_it_would_take_that_place(
 
 
 def test_a_late_abort_loses_nothing(kafka: Kafka, proxy: Proxy, writing: Writing) -> None:
-    """A failed transaction is ended by a new producer; had the old one aborted, it would be refused."""
+    """The writer sends none: a new producer ends what failed. But if it did, this is what became of it."""
     writing.put("1")
     writing.await_outcomes(Committed)
     (commit,) = proxy.seen(Api.END_TXN)
