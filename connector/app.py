@@ -159,7 +159,7 @@ async def _work(
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(supervisor.run(), name="supervisor")
             writing = tasks.create_task(_write(writer, outbox, lease, health, metrics), name="writer")
-            probing = tasks.create_task(_probe(cluster, health), name="probe")
+            probing = tasks.create_task(_probe(cluster, health, outbox), name="probe")
             await stop.wait()
             await supervisor.drain()
             outbox.close()
@@ -217,9 +217,11 @@ async def _write(writer: Writer, outbox: Outbox, lease: Lease, health: Health, m
                     log.error("record.condemned", stream=stream, code=error.name(), detail=error.str())
 
 
-async def _probe(cluster: topics.Cluster, health: Health) -> None:
+async def _probe(cluster: topics.Cluster, health: Health, outbox: Outbox) -> None:
     """Ask the cluster for its topics now and then, so that an idle process knows it is there."""
     while True:
+        if not outbox.size_bytes:
+            health.report("writer", None)  # what it could not write is another replica's to read again
         try:
             await asyncio.to_thread(cluster.partitions)
         except KafkaException as error:
