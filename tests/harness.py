@@ -143,9 +143,13 @@ class Kafka:
         finally:
             consumer.close()
 
-    def delivered(self) -> list[Delivered]:
-        """Return the output topic, read_committed."""
-        return [_delivered(message) for message in self.records("statuses")]
+    def delivered(self, stream: str | None = None) -> list[Delivered]:
+        """Return the output topic, read_committed: one stream's part; or all, which is `STREAM`'s then."""
+        found = [
+            (dict(message.headers())["stream"].decode(), message) for message in self.records("statuses")
+        ]
+        assert stream is not None or {name for name, _ in found} <= {STREAM}
+        return [_delivered(message) for name, message in found if name == (stream or STREAM)]
 
     def position(self) -> dict[str, Any]:
         """Return the stream's newest position; empty before the first."""
@@ -432,14 +436,19 @@ def stream(url: str, override: dict[str, Any] | None = None, **settings: Any) ->
 
 
 def assert_complete(
-    kafka: Kafka, upstream: Upstream, connection: int | None = None, but: Collection[str] = ()
+    kafka: Kafka,
+    upstream: Upstream,
+    connection: int | None = None,
+    but: Collection[str] = (),
+    stream: str | None = None,
 ) -> list[Delivered]:
     """Hold the output topic against the upstream's ledger, or one connection's; return the former.
 
     Args:
         but: ids of statuses that may be missing.
+        stream: which, where several are on the topic.
     """
-    delivered = kafka.delivered()
+    delivered = kafka.delivered(stream)
     bodies = {one.key: one.value for one in delivered}
     owed, sent = upstream.owed(connection), upstream.sent()
     missing = {key for key, body in owed.items() if bodies.get(key) != body and key not in but}
@@ -454,7 +463,11 @@ def assert_complete(
 
 
 def await_complete(
-    kafka: Kafka, upstream: Upstream, connection: int | None = None, but: Collection[str] = ()
+    kafka: Kafka,
+    upstream: Upstream,
+    connection: int | None = None,
+    but: Collection[str] = (),
+    stream: str | None = None,
 ) -> list[Delivered]:
     """Stop the upstream's clock, wait for what is owed, and hold the topic against the ledger."""
     published = upstream.freeze()
@@ -463,11 +476,11 @@ def await_complete(
         newest = upstream.connections()[-1]
         if newest["closed_at"] is not None or newest["last_seq"] < published:
             return False  # a connector that is still starting will be owed what it missed
-        keys = {one.key for one in kafka.delivered()} | set(but)
+        keys = {one.key for one in kafka.delivered(stream)} | set(but)
         return upstream.owed(connection).keys() <= keys
 
     eventually(is_there, "everything owed is on the output topic")
-    return assert_complete(kafka, upstream, connection, but)
+    return assert_complete(kafka, upstream, connection, but, stream)
 
 
 def authorization(auth: Auth) -> str:
@@ -490,7 +503,6 @@ def clean_environment() -> dict[str, str]:
 
 def _delivered(message: Message) -> Delivered:
     headers = dict(message.headers())
-    assert headers["stream"] == STREAM.encode()
     return Delivered(
         key=message.key().decode(),
         value=message.value(),
