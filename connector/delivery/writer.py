@@ -228,7 +228,7 @@ class Writer:
         (entry,) = entries
         if (instead := condemned(entry, f"{error.name()}: {error.str()}")) is None:
             return None
-        self._most = None
+        self._most = 1  # where one is refused others are near, and each failure costs a new producer
         outbox.replace(entry, instead)
         return Condemned(entry.stream, error)
 
