@@ -367,11 +367,12 @@ class Connector:
 class ScriptedUpstream:
     """A server that answers each connection with the next script, byte for byte, and then waits.
 
-    A script's parts are written one after another; the connection stays open after the last until the
-    client leaves or the test ends. Connections beyond the last script get it again.
+    A script's parts are written one after another; a part may be an event to wait for instead. The
+    connection stays open after the last until the client leaves or the test ends. Connections beyond the
+    last script get it again.
     """
 
-    def __init__(self, *scripts: Iterable[bytes]) -> None:
+    def __init__(self, *scripts: Iterable[bytes | threading.Event]) -> None:
         self._scripts = [list(script) for script in scripts]
         self._server = socket.create_server(("127.0.0.1", 0))
         self._ended = threading.Event()
@@ -396,10 +397,13 @@ class ScriptedUpstream:
             self.requests.append(connection.recv(65536))
             threading.Thread(target=self._serve, args=(connection, script), daemon=True).start()
 
-    def _serve(self, connection: socket.socket, script: list[bytes]) -> None:
+    def _serve(self, connection: socket.socket, script: list[bytes | threading.Event]) -> None:
         with connection:
             for part in script:
-                connection.sendall(part)
+                if isinstance(part, bytes):
+                    connection.sendall(part)
+                else:
+                    part.wait(PATIENCE_S)
             while not self._ended.is_set():
                 connection.settimeout(0.2)
                 try:
