@@ -48,6 +48,7 @@ class Restored:
         if value is None:
             self.positions.pop(key, None)
             self.notes.pop(key, None)
+            self._seen.pop(key, None)
         elif key.startswith(journal.PREFIX):
             self._seen[key] = value
         elif "/" in key:  # no stream's name has one
