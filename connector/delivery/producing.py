@@ -28,6 +28,10 @@ def properties(kafka: Mapping[str, object], max_record_bytes: int) -> dict[str, 
     """
     return {
         **kafka,
+        # Starting over from the bootstrap servers, once no broker is connected, forgets the brokers but not
+        # which of them coordinates the group: send_offsets then waits for it without end, whatever its
+        # timeout. A new producer starts from there too, and is made after each failure.
+        "metadata.recovery.strategy": "none",
         "retry.backoff.ms": int(RETRY_BACKOFF_S * 1000),
         "partitioner": "murmur2_random",  # the partition Kafka's own clients choose
         "message.max.bytes": max_record_bytes,

@@ -92,24 +92,34 @@ class Transactions:
         assert producer is not None
         self.during = Call.PRODUCE
         producer.begin_transaction()
-        produce(producer, batch.content(self.topics, f"/connector/{self.replica}"))
-        produce(producer, batch.state(self.topics))
+        try:
+            produce(producer, batch.content(self.topics, f"/connector/{self.replica}"))
+            produce(producer, batch.state(self.topics))
+        except KafkaException as refused:
+            if refused.args[0].code() == KafkaError._STATE:  # noqa: SLF001
+                # The transaction failed while it was still filled; the next call says why.
+                self._send_offsets(producer, batch)
+            raise
         # Offsets after the flush: sent first, they wait for the last commit's aftermath.
         self.during = Call.FLUSH
         if left := producer.flush(CALL_TIMEOUT_S):
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{left} records unsent"))  # noqa: SLF001
-        offsets = [
-            TopicPartition(self.topics.predicates, partition, offset, f"{self.transactional_id} {batch.mark}")
-            for partition, offset in batch.offsets().items()
-        ]
-        self.during, sent_at = Call.SEND_OFFSETS, time.monotonic()
-        producer.send_offsets_to_transaction(offsets, batch.metadata, CALL_TIMEOUT_S)
+        sent_at = time.monotonic()
+        self._send_offsets(producer, batch)
         self.during = Call.COMMIT
         producer.commit_transaction(CALL_TIMEOUT_S)
         if (took_s := time.monotonic() - sent_at) >= EPOCH_GUARD_S:
             log.debug("writer.epoch_raised", seconds=round(took_s, 3))
             self.guarded += 1
             self._producer = None  # the next transaction makes a new one
+
+    def _send_offsets(self, producer: Producer, batch: Batch) -> None:
+        self.during = Call.SEND_OFFSETS
+        offsets = [
+            TopicPartition(self.topics.predicates, partition, offset, f"{self.transactional_id} {batch.mark}")
+            for partition, offset in batch.offsets().items()
+        ]
+        producer.send_offsets_to_transaction(offsets, batch.metadata, CALL_TIMEOUT_S)
 
     def has(self, batch: Batch) -> bool:
         """Return whether *batch* is in the log, asking the log; final only after `open`.
