@@ -57,7 +57,9 @@ def outlet(
 class Story:
     """One subscription over scripted connections, and what it put into the outbox."""
 
-    def __init__(self, *connections: list[Step], override=LINES, debounce=(2, 2), capacity=1 << 20) -> None:
+    def __init__(
+        self, *connections: list[Step], override=LINES, debounce=(2, 2), capacity=1 << 20, **from_log
+    ) -> None:
         self.script = Script(connections)
         self.outbox = Outbox(capacity)
         dialect = manners(override)
@@ -78,7 +80,7 @@ class Story:
 
         self.subscription = Subscription(
             stream="tech",
-            outlet=outlet(self.outbox, dialect, wall),
+            outlet=outlet(self.outbox, dialect, wall, **from_log),
             reader=reader,
             amender=lambda ask: Amender(
                 connect=self.script, target=TARGET, dialect=dialect, ask=ask, rng=Random(1)

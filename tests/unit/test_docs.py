@@ -61,3 +61,12 @@ def test_every_answer_is_explained():
     explained = (DOCS / "predicates.md").read_text("utf-8")
     assert answers >= {"accepted", "applied", "refused", "rejected"}
     assert {one for one in answers if f"`predicates.{one}`" not in explained} == set()
+
+
+def test_every_invariant_names_a_test_that_is_there():
+    guarantees = (DOCS / "guarantees.md").read_text("utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", guarantees)
+    assert len(named) > 10
+    for path, name in named:
+        source = (DOCS.parent / path).read_text("utf-8")
+        assert not name or re.search(rf"^(async )?(def|class) {name}\b", source, re.MULTILINE), name
