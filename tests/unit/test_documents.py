@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -226,9 +226,9 @@ def test_eight_times_the_bytes_take_eight_times_the_time(pattern):
     took_s = []
     for count in (25_000, 200_000):
         data = b"[" + pattern * count
-        began = perf_counter()
+        began = process_time()
         DocumentFramer(1 << 24).feed(data)
-        took_s.append(perf_counter() - began)
+        took_s.append(process_time() - began)
     assert took_s[1] < 30 * took_s[0]
 
 
@@ -236,11 +236,11 @@ def test_eight_times_the_bytes_in_single_bytes_take_eight_times_the_time():
     took_s = []
     for size in (60_000, 480_000):
         framer = DocumentFramer(1 << 24)
-        began = perf_counter()
+        began = process_time()
         framer.feed(b'["')
         for _ in range(size):
             framer.feed(b"x")
-        took_s.append(perf_counter() - began)
+        took_s.append(process_time() - began)
         assert framer.held_bytes == size + 2
     assert took_s[1] < 24 * took_s[0]
 

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -523,14 +523,14 @@ def test_an_oversize_frame_takes_no_memory():
 
 
 def one_byte_feeds_s(framer: Framer[bytes], pattern: bytes, size: int, end: bytes) -> float:
-    """Feed a frame of *size* bytes byte by byte, and return how long that took."""
+    """Feed a frame of *size* bytes byte by byte, and return how long the processor took."""
     feed = framer.feed
     pieces = [pattern[at : at + 1] for at in range(len(pattern))]
-    began = perf_counter()
+    began = process_time()
     for _ in range(size // len(pieces)):
         for piece in pieces:
             feed(piece)
-    took_s = perf_counter() - began
+    took_s = process_time() - began
     (frame,) = feed(end)
     assert abs(len(frame) - size) <= 1
     assert framer.held_bytes == 0

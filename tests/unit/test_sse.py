@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -394,12 +394,12 @@ def test_eight_times_the_bytes_in_single_bytes_take_eight_times_the_time(pattern
     pieces = [pattern[at : at + 1] for at in range(len(pattern))]
     for size in (40_000, 320_000):
         framer = SseFramer(1 << 24)
-        began = perf_counter()
+        began = process_time()
         framer.feed(b"data:")
         for _ in range(size // len(pieces)):
             for piece in pieces:
                 framer.feed(piece)
-        took_s.append(perf_counter() - began)
+        took_s.append(process_time() - began)
         assert framer.held_bytes >= size // 5 - 5
     assert took_s[1] < 24 * took_s[0]
 
