@@ -74,7 +74,12 @@ class Acknowledgements:
         self.during = Call.PRODUCE
         produce(producer, written)
         self.during = Call.DELIVERY
-        left = producer.flush(CALL_TIMEOUT_S)
+        try:
+            left = producer.flush(CALL_TIMEOUT_S)
+        except SystemError as clash:  # a report came while a fatal error was being raised
+            if isinstance(clash.__cause__, KafkaException):
+                raise clash.__cause__ from None
+            raise
         if self._failed:
             raise KafkaException(self._failed[0])
         if left:
