@@ -29,7 +29,7 @@ unit: .venv/.ready ## unit tests alone
 flow: .venv/.ready ## flow tests alone, in virtual time
 	$(BIN)/pytest -q tests/flow
 
-faults: .venv/.ready ## the reader against servers that stall, lie and break off, over real sockets
+faults: .venv/.ready ## the reader against servers that stall, lie and break off, the writer against every error of Kafka
 	$(BIN)/pytest -q tests/faults
 
 fuzz: .venv/.ready ## five million hostile inputs for each parser of the stream; FUZZ_INPUTS=n for another number
