@@ -1,7 +1,7 @@
 """Whatever a broker answers to the writer: the right reaction, nothing lost, and the next batch goes on.
 
 The broker is a mock that knows no isolation, so the tests are the isolation: they note where in the topic
-each attempt's records lie, and look past those of attempts that did not come to a `Committed`.
+each attempt's records lie, and look past those of attempts that failed, whatever the writer makes of them.
 """
 
 from __future__ import annotations
@@ -153,17 +153,18 @@ class Leased:
 
 @dataclass
 class Watched:
-    """A log that notes where each attempt's statuses lie.
+    """A log that knows better than the writer which attempts came to something.
 
     Attributes:
         lands: commits that fail here took place there. The mock forgets their offsets, so they are
             committed in its stead.
+        visible: offsets in the statuses' topic that a reader of committed records would see.
     """
 
     log: Log
     kafka: MockKafka
     lands: bool = False
-    spans: list[range] = field(default_factory=list)
+    visible: list[int] = field(default_factory=list)
 
     def open(self) -> None:
         self.log.open()
@@ -173,12 +174,15 @@ class Watched:
         try:
             self.log.write(batch)
         except KafkaException:
-            if self.lands and self.log.during is Call.COMMIT:
-                mark = TopicPartition(TOPICS.predicates, 0, 0, f"other {batch.mark}")
-                self.kafka.commit("group", mark)
+            if not (self.lands and self.log.during is Call.COMMIT):
+                raise
+            self._see(start)
+            self.kafka.commit("group", TopicPartition(TOPICS.predicates, 0, 0, f"other {batch.mark}"))
             raise
-        finally:
-            self.spans.append(range(start, self.kafka.end(TOPICS.statuses)))
+        self._see(start)
+
+    def _see(self, start: int) -> None:
+        self.visible += range(start, self.kafka.end(TOPICS.statuses))
 
     def has(self, batch: Batch) -> bool:
         return self.log.has(batch)
@@ -231,7 +235,6 @@ async def tell(
     writer = Writer(log=watched, commit_interval_s=0, rng=Random(1))
     writer.adopt(TENURE, Restored())
     outbox, ids = Outbox(1 << 20), iter(range(1 << 20))
-    taken: list[range] = []
 
     def put(size: int) -> None:
         statuses = [Status(str(next(ids)), b"{}") for _ in range(size)]
@@ -249,7 +252,6 @@ async def tell(
             case Condemned():
                 story.condemned += 1
             case Committed():
-                taken.append(watched.spans[-1])
                 if outbox.size_bytes:
                     continue  # the rest of a batch that was halved
                 if len(waiting) == len(sizes) - 1:
@@ -261,7 +263,7 @@ async def tell(
     await writer.close()
     written = await asyncio.to_thread(kafka.keys, TOPICS.statuses)
     story.written = list(written.values())
-    story.committed = [written[offset] for span in taken for offset in span if offset in written]
+    story.committed = [written[offset] for offset in watched.visible if offset in written]
     return story
 
 
