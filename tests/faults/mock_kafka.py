@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import Self
 
 import confluent_kafka
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 API_KEYS = {
@@ -60,7 +59,7 @@ _LIBRARY = _library()
 
 
 class MockKafka:
-    """One broker, in librdkafka's threads, for as long as the context lasts."""
+    """One broker, in librdkafka's threads, until it is closed, which takes a moment."""
 
     def __init__(self, *topics: str) -> None:
         message = ctypes.create_string_buffer(512)
@@ -76,10 +75,8 @@ class MockKafka:
         self.properties: dict[str, object] = {"bootstrap.servers": bootstrap.decode(), "log_level": 0}
         self._admin = AdminClient(self.properties)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End it; who still asks it gets no answer."""
         del self._admin
         _LIBRARY.rd_kafka_destroy(self._client)
 
@@ -118,8 +115,8 @@ class MockKafka:
         end: int = asked[place].result().offset
         return end
 
-    def keys(self, topic: str) -> dict[int, str]:
-        """Return the keys of a topic's records by offset, aborted ones too."""
+    def records(self, topic: str) -> dict[int, Message]:
+        """Return a topic's records by offset, aborted ones too."""
         reader = Consumer(
             {
                 **self.properties,
@@ -130,11 +127,11 @@ class MockKafka:
         )
         try:
             reader.assign([TopicPartition(topic, 0, 0)])
-            found: dict[int, str] = {}
+            found: dict[int, Message] = {}
             while True:
                 for message in reader.consume(10_000, 0.05):
                     if message.error() is not None:
                         return found
-                    found[message.offset()] = message.key().decode()
+                    found[message.offset()] = message
         finally:
             reader.close()

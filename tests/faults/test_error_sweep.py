@@ -7,7 +7,8 @@ each attempt's records lie, and look past those of attempts that failed, whateve
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -204,6 +205,7 @@ class Story:
         recoveries: whether the batch was found in the log, in order.
         condemned: records given up.
         committed: ids of statuses in the order in which they became visible.
+        seqs: their numbers.
         written: ids of all statuses in the topic, aborted ones too.
     """
 
@@ -211,6 +213,7 @@ class Story:
     recoveries: list[bool] = field(default_factory=list)
     condemned: int = 0
     committed: list[str] = field(default_factory=list)
+    seqs: list[int] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
 
 
@@ -261,9 +264,11 @@ async def tell(
                 else:
                     outbox.close()
     await writer.close()
-    written = await asyncio.to_thread(kafka.keys, TOPICS.statuses)
-    story.written = list(written.values())
-    story.committed = [written[offset] for offset in watched.visible if offset in written]
+    written = await asyncio.to_thread(kafka.records, TOPICS.statuses)
+    visible = [written[offset] for offset in watched.visible if offset in written]
+    story.written = [one.key().decode() for one in written.values()]
+    story.committed = [one.key().decode() for one in visible]
+    story.seqs = [int(dict(one.headers())["seq"]) for one in visible]
     return story
 
 
@@ -278,9 +283,15 @@ def judge(error: KafkaError, during: Call) -> Verdict:
     )
 
 
-def new_kafka() -> MockKafka:
-    """Return a mock with the connector's topics."""
-    return MockKafka(TOPICS.predicates, TOPICS.statuses, TOPICS.positions, TOPICS.events, TOPICS.dlq)
+@contextlib.asynccontextmanager
+async def new_kafka() -> AsyncIterator[MockKafka]:
+    """Yield a mock with the connector's topics."""
+    topics = (TOPICS.predicates, TOPICS.statuses, TOPICS.positions, TOPICS.events, TOPICS.dlq)
+    kafka = await asyncio.to_thread(MockKafka, *topics)
+    try:
+        yield kafka
+    finally:
+        await asyncio.to_thread(kafka.close)
 
 
 def code(name: str) -> int:
@@ -317,6 +328,8 @@ def complaints(story: Story | str, expected: Verdict | str, sizes: tuple[int, ..
     found = []
     if story.committed != wanted:
         found.append(f"visible are {story.committed[:20]} of {story.written[:20]}")
+    if story.seqs != list(range(1, len(wanted) + 1)):
+        found.append(f"numbered are they {story.seqs[:20]}")
     if story.condemned:
         found.append(f"{story.condemned} condemned")
     failures = [] if expected == SILENT else [expected]
@@ -339,7 +352,7 @@ async def test_every_answer_in_a_transaction_has_its_reaction_and_loses_nothing(
     """One error, once: the batch is written after all, once, and so is the next one."""
 
     async def case(name: str) -> Story:
-        with new_kafka() as kafka:
+        async with new_kafka() as kafka:
             return await tell(kafka, log_of(kafka, "exactly_once"), lambda: kafka.fail(api, code(name)))
 
     expected = answers(TRANSACTION[api])
@@ -352,7 +365,7 @@ async def test_every_answer_to_a_new_producer_has_its_reaction(api: str) -> None
     """Made at the start, the producer fails as expected or not at all; made once more, it writes."""
 
     async def case(name: str) -> Story:
-        with new_kafka() as kafka:
+        async with new_kafka() as kafka:
             log = log_of(kafka, "exactly_once")
             kafka.fail(api, code(name))
             met: list[Verdict] = []
@@ -373,7 +386,7 @@ async def test_no_answer_stops_a_recovery(api: str) -> None:
     """The transaction fails, and then the new producer or the question to the log does."""
 
     async def case(name: str) -> Story:
-        with new_kafka() as kafka:
+        async with new_kafka() as kafka:
 
             def break_it() -> None:
                 kafka.fail("EndTxn", KafkaError.TRANSACTION_ABORTABLE)
@@ -399,7 +412,7 @@ async def test_what_lasts_fails_the_batch_once_and_passes() -> None:
     """The call gives up; before the commit nothing is in the log, and of a commit the log is asked."""
 
     async def case(api: str, name: str) -> Story:
-        with new_kafka() as kafka:
+        async with new_kafka() as kafka:
             log = log_of(kafka, "exactly_once")
             return await tell(
                 kafka, log, lambda: kafka.fail_for_ever(api, code(name)), lambda: kafka.heal(api)
@@ -412,7 +425,7 @@ async def test_what_lasts_fails_the_batch_once_and_passes() -> None:
 
 async def test_a_commit_that_is_answered_too_late_is_found_in_the_log() -> None:
     """It is not written again, and the next batch goes on from it."""
-    with new_kafka() as kafka:
+    async with new_kafka() as kafka:
         log = log_of(kafka, "exactly_once")
         story = await tell(kafka, log, lambda: kafka.delay("EndTxn", 7), lands=True)
     assert story.recoveries == [True]
@@ -422,7 +435,7 @@ async def test_a_commit_that_is_answered_too_late_is_found_in_the_log() -> None:
 async def test_a_transaction_that_fails_while_it_is_filled_says_why() -> None:
     """The client takes no more records then, and says no reason: taken for the reason, it would repeat."""
     sizes = (4, 40_000, 4)
-    with new_kafka() as kafka:
+    async with new_kafka() as kafka:
         story = await tell(
             kafka,
             log_of(kafka, "exactly_once"),
@@ -448,7 +461,7 @@ ACKNOWLEDGED: Mapping[Verdict | str, str] = {
 
 async def test_every_answer_to_a_record_without_transactions_has_its_reaction() -> None:
     async def case(name: str) -> Story:
-        with new_kafka() as kafka:
+        async with new_kafka() as kafka:
             log = log_of(kafka, "at_least_once")
             return await tell(kafka, log, lambda: kafka.fail("Produce", code(name)))
 
@@ -474,7 +487,7 @@ async def test_offsets_that_are_not_committed_have_the_batch_written_again() -> 
             if due:
                 raise KafkaException(due.pop())
 
-        with new_kafka() as kafka:
+        async with new_kafka() as kafka:
             log = log_of(kafka, "at_least_once", commit)
             return await tell(kafka, log, lambda: due.append(KafkaError(code(name))))
 
