@@ -245,24 +245,28 @@ async def tell(
 
     waiting = list(sizes)
     put(waiting.pop(0))
-    async for outcome in writer.run(outbox, Leased()):
-        match outcome:
-            case Failed(_, judged):
-                story.failures.append(judged)
-                mend_it()
-            case Recovered(was_committed):
-                story.recoveries.append(was_committed)
-            case Condemned():
-                story.condemned += 1
-            case Committed():
-                if outbox.size_bytes:
-                    continue  # the rest of a batch that was halved
-                if len(waiting) == len(sizes) - 1:
-                    await asyncio.to_thread(break_it)
-                if waiting:
-                    put(waiting.pop(0))
-                else:
-                    outbox.close()
+    try:
+        async for outcome in writer.run(outbox, Leased()):
+            match outcome:
+                case Failed(_, judged):
+                    story.failures.append(judged)
+                    mend_it()
+                case Recovered(was_committed):
+                    story.recoveries.append(was_committed)
+                case Condemned():
+                    story.condemned += 1
+                case Committed():
+                    if outbox.size_bytes:
+                        continue  # the rest of a batch that was halved
+                    if len(waiting) == len(sizes) - 1:
+                        await asyncio.to_thread(break_it)
+                    if waiting:
+                        put(waiting.pop(0))
+                    else:
+                        outbox.close()
+    except Exception:
+        await writer.close()  # before its broker goes
+        raise
     await writer.close()
     written = await asyncio.to_thread(kafka.records, TOPICS.statuses)
     visible = [written[offset] for offset in watched.visible if offset in written]
@@ -317,13 +321,16 @@ async def all_of(cases: Mapping[str, Any]) -> dict[str, Any]:
             except TimeoutError:
                 return "the writer stands still"
 
-    return dict(zip(cases, await asyncio.gather(*map(one, cases.values())), strict=True))
+    ended = await asyncio.gather(*map(one, cases.values()), return_exceptions=True)
+    return dict(zip(cases, ended, strict=True))
 
 
-def complaints(story: Story | str, expected: Verdict | str, sizes: tuple[int, ...] = (4, 4, 4)) -> str:
+def complaints(
+    story: Story | BaseException | str, expected: Verdict | str, sizes: tuple[int, ...] = (4, 4, 4)
+) -> str:
     """Return what is wrong with *story*."""
-    if isinstance(story, str):
-        return story
+    if not isinstance(story, Story):
+        return story if isinstance(story, str) else f"ended with {story!r}"
     wanted = [str(number) for number in range(sum(sizes))]
     found = []
     if story.committed != wanted:
@@ -340,7 +347,7 @@ def complaints(story: Story | str, expected: Verdict | str, sizes: tuple[int, ..
     return "; ".join(found)
 
 
-def hold(stories: Mapping[str, Story | str], expected: Mapping[str, Verdict | str]) -> None:
+def hold(stories: Mapping[str, Story | BaseException | str], expected: Mapping[str, Verdict | str]) -> None:
     """Hold stories against what was expected of them, and name each that differs."""
     wrong = {case: complaints(story, expected[case]) for case, story in stories.items()}
     lines = [f"{case}: {complaint}" for case, complaint in wrong.items() if complaint]
