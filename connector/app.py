@@ -159,7 +159,7 @@ async def _work(
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(supervisor.run(), name="supervisor")
             writing = tasks.create_task(_write(writer, outbox, lease, health, metrics), name="writer")
-            probing = tasks.create_task(_probe(cluster, health, outbox), name="probe")
+            probing = tasks.create_task(_probe(cluster, needed, health, outbox), name="probe")
             await stop.wait()
             await supervisor.drain()
             outbox.close()
@@ -217,17 +217,21 @@ async def _write(writer: Writer, outbox: Outbox, lease: Lease, health: Health, m
                     log.error("record.condemned", stream=stream, code=error.name(), detail=error.str())
 
 
-async def _probe(cluster: topics.Cluster, health: Health, outbox: Outbox) -> None:
-    """Ask the cluster for its topics now and then, so that an idle process knows it is there."""
+async def _probe(
+    cluster: topics.Cluster, needed: list[topics.Wanted], health: Health, outbox: Outbox
+) -> None:
+    """Ask the cluster for its topics now and then, so that an idle process knows they are there."""
     while True:
         if not outbox.size_bytes:
             health.report("writer", None)  # what it could not write is another replica's to read again
         try:
-            await asyncio.to_thread(cluster.partitions)
+            missing = await asyncio.to_thread(cluster.missing, needed)
         except KafkaException as error:
             health.report("kafka", _reason(error))
         else:
             health.report("kafka", None)
+            # The writer's own error names none: a client without a topic's metadata just waits for them.
+            health.report("topics", f"missing: {', '.join(missing)}" if missing else None)
         await asyncio.sleep(_PROBE_INTERVAL_S)
 
 

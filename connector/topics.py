@@ -83,6 +83,15 @@ class Cluster:
         found = self._admin.list_topics(timeout=_PROBE_TIMEOUT_S).topics
         return {name: len(topic.partitions) for name, topic in found.items()}
 
+    def missing(self, needed: list[Wanted]) -> list[str]:
+        """Return the names of the topics that are not there.
+
+        Raises:
+            KafkaException: no broker answered in time; trying again may help.
+        """
+        there = self.partitions()
+        return [topic.name for topic in needed if topic.name not in there]
+
     def verify(self, needed: list[Wanted], statuses: str, max_frame_bytes: int) -> int:
         """Return the number of control partitions, if the topics are fit.
 

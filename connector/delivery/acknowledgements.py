@@ -83,7 +83,7 @@ class Acknowledgements:
         if self._failed:
             raise KafkaException(self._failed[0])
         if left:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{left} records unsent"))  # noqa: SLF001
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "records are not taken"))  # noqa: SLF001
 
     def _reported(self, error: KafkaError | None, _message: Message) -> None:
         if error is not None:

@@ -102,8 +102,8 @@ class Transactions:
             raise
         # Offsets after the flush: sent first, they wait for the last commit's aftermath.
         self.during = Call.FLUSH
-        if left := producer.flush(CALL_TIMEOUT_S):
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{left} records unsent"))  # noqa: SLF001
+        if producer.flush(CALL_TIMEOUT_S):
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "records are not taken"))  # noqa: SLF001
         sent_at = time.monotonic()
         self._send_offsets(producer, batch)
         self.during = Call.COMMIT

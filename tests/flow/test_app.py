@@ -10,11 +10,14 @@ from connector.model import Tenure
 from connector.ops.health import Health
 
 
-class Reached:
-    """A cluster that answers."""
+class Cluster:
+    """A cluster that answers, and misses some topics."""
 
-    def partitions(self) -> dict[str, int]:
-        return {}
+    def __init__(self, *missing: str) -> None:
+        self._missing = missing
+
+    def missing(self, _needed: object) -> list[str]:
+        return [*self._missing]
 
 
 async def test_a_writers_trouble_ends_with_the_lease_of_what_it_could_not_write() -> None:
@@ -22,13 +25,22 @@ async def test_a_writers_trouble_ends_with_the_lease_of_what_it_could_not_write(
     health, outbox, tenure = Health(), Outbox(1 << 20), Tenure(0, 1)
     outbox.put(Entry(tenure=tenure))
     health.report("writer", "abort: _TIMED_OUT")
-    assert await _probed(health, outbox) == ["writer: abort: _TIMED_OUT"]
+    assert await _probed(Cluster(), health, outbox) == ["writer: abort: _TIMED_OUT"]
     outbox.drop(tenure)
-    assert await _probed(health, outbox) == []
+    assert await _probed(Cluster(), health, outbox) == []
 
 
-async def _probed(health: Health, outbox: Outbox) -> list[str]:
-    probing = asyncio.create_task(_probe(Reached(), health, outbox))  # type: ignore[arg-type]
+async def test_a_topic_that_is_deleted_is_named() -> None:
+    """The writer alone would only say that its records are not taken."""
+    health, outbox = Health(), Outbox(1 << 20)
+    assert await _probed(Cluster("statuses", "events"), health, outbox) == [
+        "topics: missing: statuses, events"
+    ]
+    assert await _probed(Cluster(), health, outbox) == []
+
+
+async def _probed(cluster: Cluster, health: Health, outbox: Outbox) -> list[str]:
+    probing = asyncio.create_task(_probe(cluster, [], health, outbox))  # type: ignore[arg-type]
     await asyncio.wait([probing], timeout=0.5)
     probing.cancel()
     return health.troubles()
