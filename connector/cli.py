@@ -82,11 +82,11 @@ def topics(
 ) -> None:
     """Show what the connector's topics must be, and whether they are."""
     settings = _settings(config)
-    from connector.topics import Cluster, wanted
+    from connector.topics import TIMEOUT_S, Cluster, wanted
 
     kafka = settings.kafka
     needed = wanted(kafka.topics.names(), kafka.control_partitions, kafka.status_partitions)
-    cluster = Cluster(kafka.properties(settings.replica))
+    cluster = Cluster(kafka.properties(settings.replica), TIMEOUT_S)
     longest = max(one.manners.framing.max_frame_bytes for one in settings.streams.values())
     try:
         with _kafka_errors(settings):

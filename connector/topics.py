@@ -13,7 +13,9 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, Resourc
 from connector.errors import TopicsMismatch
 from connector.model import Topics
 
-_TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0
+"""How long a person waits for a busy broker."""
+
 _PROBE_TIMEOUT_S = 3.0  # short: a process that is told to stop waits for it
 _DAY_MS = 24 * 3600 * 1000
 
@@ -70,9 +72,15 @@ def wanted(topics: Topics, control_partitions: int, status_partitions: int) -> l
 class Cluster:
     """The administrative side of a Kafka cluster."""
 
-    def __init__(self, kafka: Mapping[str, Any]) -> None:
-        """Prepare a client from librdkafka properties; nothing is asked yet."""
-        self._admin = AdminClient({**kafka, "socket.timeout.ms": int(_TIMEOUT_S * 1000)})
+    def __init__(self, kafka: Mapping[str, Any], timeout_s: float = _PROBE_TIMEOUT_S) -> None:
+        """Prepare a client from librdkafka properties; nothing is asked yet.
+
+        Args:
+            kafka: librdkafka properties: where Kafka is.
+            timeout_s: how long it may take to name the topics.
+        """
+        self._timeout_s = timeout_s
+        self._admin = AdminClient({**kafka, "socket.timeout.ms": int(TIMEOUT_S * 1000)})
 
     def partitions(self) -> dict[str, int]:
         """Return all topics with their number of partitions.
@@ -80,7 +88,7 @@ class Cluster:
         Raises:
             KafkaException: no broker answered in time; trying again may help.
         """
-        found = self._admin.list_topics(timeout=_PROBE_TIMEOUT_S).topics
+        found = self._admin.list_topics(timeout=self._timeout_s).topics
         return {name: len(topic.partitions) for name, topic in found.items()}
 
     def missing(self, needed: list[Wanted]) -> list[str]:
@@ -155,7 +163,7 @@ class Cluster:
                     raise
             else:
                 created.append(name)
-        give_up_at = time.monotonic() + _TIMEOUT_S
+        give_up_at = time.monotonic() + TIMEOUT_S
         while not self.partitions().keys() >= set(created) and time.monotonic() < give_up_at:
             time.sleep(0.1)
         return created
