@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,19 +77,27 @@ class Cluster:
 
         Args:
             kafka: librdkafka properties: where Kafka is.
-            timeout_s: how long it may take to name the topics.
+            timeout_s: how long it may take to tell of a topic.
         """
         self._timeout_s = timeout_s
-        self._admin = AdminClient({**kafka, "socket.timeout.ms": int(TIMEOUT_S * 1000)})
+        self._admin = AdminClient(
+            {
+                **kafka,
+                "socket.timeout.ms": int(TIMEOUT_S * 1000),
+                "allow.auto.create.topics": False,  # else to ask for a topic would create it
+            }
+        )
 
-    def partitions(self) -> dict[str, int]:
-        """Return all topics with their number of partitions.
+    def partitions(self, names: Iterable[str]) -> dict[str, int]:
+        """Return the number of partitions of those topics that are there.
+
+        Each is asked for by its name: a cluster may have thousands of others.
 
         Raises:
             KafkaException: no broker answered in time; trying again may help.
         """
-        found = self._admin.list_topics(timeout=self._timeout_s).topics
-        return {name: len(topic.partitions) for name, topic in found.items()}
+        asked = {name: self._admin.list_topics(name, self._timeout_s).topics[name] for name in names}
+        return {name: len(topic.partitions) for name, topic in asked.items() if topic.error is None}
 
     def missing(self, needed: list[Wanted]) -> list[str]:
         """Return the names of the topics that are not there.
@@ -97,7 +105,7 @@ class Cluster:
         Raises:
             KafkaException: no broker answered in time; trying again may help.
         """
-        there = self.partitions()
+        there = self.partitions(topic.name for topic in needed)
         return [topic.name for topic in needed if topic.name not in there]
 
     def verify(self, needed: list[Wanted], statuses: str, max_frame_bytes: int) -> int:
@@ -112,7 +120,7 @@ class Cluster:
             TopicsMismatch: naming every topic that is missing or unfit, and what mends it.
             KafkaException: no broker answered in time.
         """
-        there = self.partitions()
+        there = self.partitions(topic.name for topic in needed)
         wrong = [f"topic {topic.name!r} is missing" for topic in needed if topic.name not in there]
         control, mirror = needed[0], needed[1]
         if not wrong and there[control.name] != there[mirror.name]:
@@ -148,7 +156,7 @@ class Cluster:
         Raises:
             KafkaException: Kafka refused, or did not answer.
         """
-        there = self.partitions()
+        there = self.partitions(topic.name for topic in needed)
         new = [
             NewTopic(topic.name, topic.partitions, config=dict(topic.config))
             for topic in needed
@@ -164,7 +172,7 @@ class Cluster:
             else:
                 created.append(name)
         give_up_at = time.monotonic() + TIMEOUT_S
-        while not self.partitions().keys() >= set(created) and time.monotonic() < give_up_at:
+        while not self.partitions(created).keys() >= set(created) and time.monotonic() < give_up_at:
             time.sleep(0.1)
         return created
 
