@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import queue
 import sys
 import threading
 import time
@@ -109,7 +110,7 @@ class Lease:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._polled_at = 0.0
-        self._consumer: Consumer | None = None
+        self._due: queue.SimpleQueue[Mapping[int, int]] = queue.SimpleQueue()  # offsets by partition
 
     @property
     def grant(self) -> Grant:
@@ -127,13 +128,12 @@ class Lease:
         return time.monotonic() - self._polled_at if self._thread.is_alive() else 0.0
 
     def commit(self, offsets: Mapping[int, int]) -> None:
-        """Commit offsets by partition, as a member of the group; from any thread, and without waiting.
+        """Let offsets be committed by partition, as a member of the group; from any thread.
 
-        Only for who writes without transactions: there offsets go with the records.
+        Only for who writes without transactions: there offsets go with the records. What fails is not tried
+        again: the next batch brings it.
         """
-        if (consumer := self._consumer) is not None:
-            places = [TopicPartition(self._topic, partition, offset) for partition, offset in offsets.items()]
-            consumer.commit(offsets=places, asynchronous=True)
+        self._due.put(offsets)
 
     def start(self) -> None:
         """Join the group."""
@@ -155,7 +155,7 @@ class Lease:
     def _run(self) -> None:
         """Poll until stopped. Everything below runs in this thread, callbacks included."""
         try:
-            consumer = self._consumer = Consumer(self._config)
+            consumer = Consumer(self._config)
             consumer.subscribe(
                 [self._topic],
                 on_assign=self._on_assign,
@@ -167,7 +167,8 @@ class Lease:
                 self._polled_at = time.monotonic()
                 self._refresh(consumer)
                 self._hand_over(messages)
-            self._consumer = None
+                self._commit_due(consumer)
+            self._commit_due(consumer)
             consumer.close()
         except Exception as error:  # noqa: BLE001 (a thread's only way to be heard)
             self._tell(Failed(error))
@@ -199,6 +200,19 @@ class Lease:
                 log.warning("lease.poll_failed", code=error.name(), detail=error.str())
         if records:
             self._tell(Read(records))
+
+    def _commit_due(self, consumer: Consumer) -> None:
+        """Commit in this thread: in another one it waits for the poll, and may never get its turn."""
+        due: dict[int, int] = {}
+        while not self._due.empty():
+            due.update(self._due.get())
+        ours = {tenure.partition for tenure in self._grant.tenures}
+        offsets = [TopicPartition(self._topic, number, due[number]) for number in due.keys() & ours]
+        if offsets:
+            try:
+                consumer.commit(offsets=offsets, asynchronous=True)
+            except KafkaException as error:
+                log.warning("lease.commit_failed", detail=str(error))
 
     def _refresh(self, consumer: Consumer) -> None:
         """Take the metadata of the current generation.
@@ -234,6 +248,7 @@ class Lease:
             self._tell(revoked)
             in_time = revoked.released.wait(HANDOVER_BUDGET_S)
             log.info("lease.revoked", partitions=_numbers(gone), drained=in_time)
+            self._commit_due(consumer)
         self._regrant(Grant(self._grant.tenures - gone, self._grant.metadata))
         consumer.incremental_unassign(partitions)
 
