@@ -230,8 +230,8 @@ async def _probe(
             health.report("kafka", _reason(error))
         else:
             health.report("kafka", None)
-            # The writer's own error names none: a client without a topic's metadata just waits for them.
-            health.report("topics", f"missing: {', '.join(missing)}" if missing else None)
+            # The writer's own error names none: a client without a topic's metadata just waits for it.
+            health.report("topics", "; ".join(missing) or None)
         await asyncio.sleep(_PROBE_INTERVAL_S)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType, TopicMetadata  # type: ignore[attr-defined]
 
 from connector.errors import TopicsMismatch
 from connector.model import Topics
@@ -91,22 +91,24 @@ class Cluster:
     def partitions(self, names: Iterable[str]) -> dict[str, int]:
         """Return the number of partitions of those topics that are there.
 
-        Each is asked for by its name: a cluster may have thousands of others.
-
         Raises:
             KafkaException: no broker answered in time; trying again may help.
         """
-        asked = {name: self._admin.list_topics(name, self._timeout_s).topics[name] for name in names}
-        return {name: len(topic.partitions) for name, topic in asked.items() if topic.error is None}
+        return {name: len(topic.partitions) for name, topic in self._told(names) if topic.error is None}
 
     def missing(self, needed: list[Wanted]) -> list[str]:
-        """Return the names of the topics that are not there.
+        """Return the topics that are not there, or not to be seen, each with what Kafka says.
 
         Raises:
             KafkaException: no broker answered in time; trying again may help.
         """
-        there = self.partitions(topic.name for topic in needed)
-        return [topic.name for topic in needed if topic.name not in there]
+        told = self._told(topic.name for topic in needed)
+        return [f"{name}: {topic.error.str()}" for name, topic in told if topic.error is not None]
+
+    def _told(self, names: Iterable[str]) -> Iterator[tuple[str, TopicMetadata]]:
+        """Ask for each topic by its name: a cluster may have thousands of others."""
+        for name in names:
+            yield name, self._admin.list_topics(name, self._timeout_s).topics[name]
 
     def verify(self, needed: list[Wanted], statuses: str, max_frame_bytes: int) -> int:
         """Return the number of control partitions, if the topics are fit.

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from connector.delivery.batch import Batch
-from connector.delivery.producing import CALL_TIMEOUT_S, produce, properties
+from connector.delivery.producing import flush, make, produce, properties
 from connector.delivery.records import Record
 from connector.delivery.verdict import Call
 from connector.model import Topics
@@ -42,17 +42,13 @@ class Acknowledgements:
     guarded: int = field(default=0, init=False)
     during: Call = field(default=Call.INIT, init=False)
     _producer: Producer | None = field(default=None, init=False)
-    _failed: list[KafkaError] = field(default_factory=list, init=False)
+    _undelivered: list[KafkaError] = field(default_factory=list, init=False)
 
     def open(self) -> None:
         """Make a producer; what the one before it had not sent is forgotten."""
         self.close()
-        self._producer = Producer(
-            {
-                **properties(self.kafka, self.max_record_bytes),
-                "enable.idempotence": True,
-                "on_delivery": self._reported,
-            }
+        self._producer, self._undelivered = make(
+            {**properties(self.kafka, self.max_record_bytes), "enable.idempotence": True}
         )
         self.epochs += 1
 
@@ -74,20 +70,9 @@ class Acknowledgements:
         self.during = Call.PRODUCE
         produce(producer, written)
         self.during = Call.DELIVERY
-        try:
-            left = producer.flush(CALL_TIMEOUT_S)
-        except SystemError as clash:  # a report came while a fatal error was being raised
-            if isinstance(clash.__cause__, KafkaException):
-                raise clash.__cause__ from None
-            raise
-        if self._failed:
-            raise KafkaException(self._failed[0])
-        if left:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "records are not taken"))  # noqa: SLF001
-
-    def _reported(self, error: KafkaError | None, _message: Message) -> None:
-        if error is not None:
-            self._failed.append(error)
+        flush(producer)
+        if self._undelivered:
+            raise KafkaException(self._undelivered[0])
 
     def has(self, batch: Batch) -> bool:  # noqa: ARG002 (the writer's question, which has one answer here)
         """Return that *batch* is not in the log: at least nobody can tell."""
@@ -97,6 +82,4 @@ class Acknowledgements:
         """Let go of the producer, and of what it had not sent."""
         if self._producer is not None:
             self._producer.purge()
-            self._producer.poll(0)  # their reports are no failures of what comes next
             self._producer = None
-        self._failed = []

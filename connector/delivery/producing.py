@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from connector.delivery.records import Record
 
@@ -42,6 +43,17 @@ def properties(kafka: Mapping[str, object], max_record_bytes: int) -> dict[str, 
     }
 
 
+def make(properties: Mapping[str, Any]) -> tuple[Producer, list[KafkaError]]:
+    """Make a producer, and a list of why records were not delivered, to which `produce` and `flush` add."""
+    undelivered: list[KafkaError] = []
+
+    def reported(error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            undelivered.append(error)
+
+    return Producer({**properties, "delivery.report.only.error": True, "on_delivery": reported}), undelivered
+
+
 def produce(producer: Producer, written: Iterable[Record]) -> None:
     """Hand records over to *producer*'s queue.
 
@@ -53,6 +65,30 @@ def produce(producer: Producer, written: Iterable[Record]) -> None:
             try:
                 producer.produce(topic, value, key, partition, headers=headers)
             except BufferError:  # the client's queue is full: let it send some
-                producer.poll(0.05)
+                with _reporting():
+                    producer.poll(0.05)
             else:
                 break
+
+
+def flush(producer: Producer) -> None:
+    """Wait until each record in the queue is delivered, or is not.
+
+    Raises:
+        KafkaException: they are not taken in time, or the producer is of no further use.
+    """
+    with _reporting():
+        left = producer.flush(CALL_TIMEOUT_S)
+    if left:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "records are not taken"))  # noqa: SLF001
+
+
+@contextlib.contextmanager
+def _reporting() -> Iterator[None]:
+    """Let reports come. After a fatal error they come with its exception pending, which Python takes ill."""
+    try:
+        yield
+    except SystemError as broken:
+        if isinstance(broken.__cause__, KafkaException):
+            raise broken.__cause__ from None
+        raise

@@ -15,7 +15,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from connector.delivery.batch import Batch
-from connector.delivery.producing import CALL_TIMEOUT_S, RETRY_BACKOFF_S, produce, properties
+from connector.delivery.producing import CALL_TIMEOUT_S, RETRY_BACKOFF_S, flush, make, produce, properties
 from connector.delivery.verdict import Call
 from connector.model import Topics
 
@@ -55,6 +55,7 @@ class Transactions:
     guarded: int = field(default=0, init=False)
     during: Call = field(default=Call.INIT, init=False)
     _producer: Producer | None = field(default=None, init=False)
+    _undelivered: list[KafkaError] = field(default_factory=list, init=False)
 
     @property
     def transactional_id(self) -> str:
@@ -68,7 +69,7 @@ class Transactions:
             KafkaException: Kafka did not answer, or refused; the first may change.
         """
         self._producer = None  # its threads end before the next one's begin
-        producer = Producer(
+        producer, self._undelivered = make(
             {
                 **properties(self.kafka, self.max_record_bytes),
                 "transactional.id": self.transactional_id,
@@ -85,6 +86,15 @@ class Transactions:
         Raises:
             KafkaException: it failed, or nobody knows; `open` and then `has` tell.
         """
+        try:
+            self._write(batch)
+        except KafkaException as failed:
+            if failed.args[0].code() == KafkaError._INCONSISTENT and self._undelivered:  # noqa: SLF001
+                # All that the call knows is that records were not delivered; their reports say why.
+                raise KafkaException(self._undelivered[0]) from failed
+            raise
+
+    def _write(self, batch: Batch) -> None:
         self.during = Call.INIT
         if self._producer is None:
             self.open()
@@ -102,8 +112,7 @@ class Transactions:
             raise
         # Offsets after the flush: sent first, they wait for the last commit's aftermath.
         self.during = Call.FLUSH
-        if producer.flush(CALL_TIMEOUT_S):
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "records are not taken"))  # noqa: SLF001
+        flush(producer)
         sent_at = time.monotonic()
         self._send_offsets(producer, batch)
         self.during = Call.COMMIT

@@ -28,7 +28,7 @@ def test_what_cannot_be_written_waits_until_the_topics_are_there_again(kafka: Ka
         upstream.thaw()
         change = kafka.publish(STREAM, {"track": ["kafka", "python"]})
         bad = kafka.publish(STREAM, b"{")
-        told = f"topics: missing: {', '.join(names)}"
+        told = f"topics: {'; '.join(f'{name}: Broker: Unknown topic or partition' for name in names)}"
         eventually(lambda: told in connector.ops("/readyz")[1], "not ready, with the names")
         eventually(lambda: "writer: " in connector.ops("/readyz")[1], "an attempt to write")
         assert connector.ops("/livez")[0] == 200
