@@ -21,7 +21,7 @@ from connector.delivery.outbox import Outbox
 from connector.delivery.restore import Restored, restore
 from connector.delivery.transactions import Transactions
 from connector.delivery.verdict import Verdict
-from connector.delivery.writer import Committed, Condemned, Failed, Recovered, Writer
+from connector.delivery.writer import Committed, Condemned, Failed, Recovered, Unrecovered, Writer
 from connector.errors import WriteRefused
 from connector.ops.health import Health
 from connector.ops.metrics import Metrics
@@ -193,7 +193,11 @@ def _log(
 
 
 async def _write(writer: Writer, outbox: Outbox, lease: Lease, health: Health, metrics: Metrics) -> None:
-    """Run the writer, and tell metrics and health how it fares."""
+    """Run the writer, and tell metrics and health how it fares.
+
+    Raises:
+        WriteRefused: it was refused for so long that nobody seems to mend it.
+    """
     hopeless_since: float | None = None
     async with aclosing(writer.run(outbox, lease)) as outcomes:
         async for outcome in outcomes:
@@ -202,9 +206,11 @@ async def _write(writer: Writer, outbox: Outbox, lease: Lease, health: Health, m
                     metrics.committed(statuses, dead_letters, seconds)
                     health.report("writer", None)
                     hopeless_since = None
-                case Failed(error, verdict):
-                    metrics.failed(error.name(), verdict.value)
-                    health.report("writer", f"{verdict.value}: {error.name()}: {error.str()}")
+                case Failed(error, verdict) | Unrecovered(error, verdict):
+                    if isinstance(outcome, Failed):
+                        metrics.failed(error.name(), verdict.value)
+                    if isinstance(outcome, Failed) or verdict is Verdict.FATAL:
+                        health.report("writer", f"{verdict.value}: {error.name()}: {error.str()}")
                     if verdict is not Verdict.FATAL:
                         hopeless_since = None
                     elif hopeless_since is None:

@@ -122,7 +122,15 @@ class Condemned:
     error: KafkaError
 
 
-Outcome = Committed | Failed | Recovered | Condemned
+@dataclass(frozen=True, slots=True)
+class Unrecovered:
+    """After a failed batch there is no producer yet, or no answer from the log; the writer tries again."""
+
+    error: KafkaError
+    verdict: Verdict
+
+
+Outcome = Committed | Failed | Unrecovered | Recovered | Condemned
 
 
 @dataclass(slots=True, kw_only=True)
@@ -185,7 +193,8 @@ class Writer:
                 error: KafkaError = failed.args[0]
                 judged = _judge(error, self.log.during)
                 yield Failed(error, judged)
-                in_log = await self._recover(batch)
+                while isinstance(in_log := await self._recover(batch), Unrecovered):
+                    yield in_log
                 yield Recovered(in_log)
                 if not in_log:
                     if judged is Verdict.POISONED and (found := self._narrow(entries, outbox, error)):
@@ -232,16 +241,16 @@ class Writer:
         outbox.replace(entry, instead)
         return Condemned(entry.stream, error)
 
-    async def _recover(self, batch: Batch) -> bool:
-        """Return whether *batch* is in the log, with a new producer in place; waits for Kafka."""
-        while True:
-            try:
-                # First the producer: it ends the old transaction, so the log's answer is final.
-                await self._call(self.log.open)
-                return await self._call(self.log.has, batch)
-            except KafkaException as error:
-                log.debug("writer.recovery_failed", error=str(error))
-                await self._pause()
+    async def _recover(self, batch: Batch) -> bool | Unrecovered:
+        """Return whether *batch* is in the log, with a new producer in place; or why nobody knows yet."""
+        try:
+            # First the producer: it ends the old transaction, so the log's answer is final.
+            await self._call(self.log.open)
+            return await self._call(self.log.has, batch)
+        except KafkaException as error:
+            log.debug("writer.recovery_failed", error=str(error))
+            await self._pause()
+            return Unrecovered(error.args[0], _judge(error.args[0], Call.INIT))
 
     async def _pause(self) -> None:
         await asyncio.sleep(_PAUSE_S * (1 - 0.5 * self.rng.random()))

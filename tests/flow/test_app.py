@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 
-from connector.app import _probe
+import pytest
+from confluent_kafka import KafkaError
+
+from connector import app
+from connector.app import _probe, _write
 from connector.delivery.outbox import Entry, Outbox
+from connector.delivery.verdict import Verdict
+from connector.delivery.writer import Failed, Outcome, Unrecovered
+from connector.errors import WriteRefused
 from connector.model import Tenure
 from connector.ops.health import Health
+from connector.ops.metrics import Metrics
 
 
 class Cluster:
@@ -35,6 +44,32 @@ async def test_a_topic_that_is_deleted_is_named() -> None:
     health, outbox = Health(), Outbox(1 << 20)
     assert await _probed(Cluster("a: gone", "b: gone"), health, outbox) == ["topics: a: gone; b: gone"]
     assert await _probed(Cluster(), health, outbox) == []
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_refusal_that_lasts_ends_the_process(at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it meets the batch or the producer after a failed one; what passes begins the time anew."""
+    error = KafkaError(KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, "no right")
+    kind = Failed if at_once else Unrecovered
+    refused, other = kind(error, Verdict.FATAL), Unrecovered(error, Verdict.RETRY)
+    health = Health()
+    await _write(Told(refused, refused), Outbox(1 << 20), None, health, Metrics())  # type: ignore[arg-type]
+    assert health.troubles() == ["writer: fatal: TRANSACTIONAL_ID_AUTHORIZATION_FAILED: no right"]
+    monkeypatch.setattr(app, "HOPELESS_S", 0)
+    await _write(Told(refused, other, refused), Outbox(1 << 20), None, health, Metrics())  # type: ignore[arg-type]
+    with pytest.raises(WriteRefused, match="TRANSACTIONAL_ID_AUTHORIZATION_FAILED"):
+        await _write(Told(refused, refused), Outbox(1 << 20), None, health, Metrics())  # type: ignore[arg-type]
+
+
+class Told:
+    """A writer with these outcomes."""
+
+    def __init__(self, *outcomes: Outcome) -> None:
+        self._outcomes = outcomes
+
+    async def run(self, *_: object) -> AsyncGenerator[Outcome, None]:
+        for outcome in self._outcomes:
+            yield outcome
 
 
 async def _probed(cluster: Cluster, health: Health, outbox: Outbox) -> list[str]:

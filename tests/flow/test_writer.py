@@ -16,7 +16,7 @@ from connector.delivery.producing import produce
 from connector.delivery.records import Record
 from connector.delivery.restore import Restored
 from connector.delivery.verdict import Call, Verdict
-from connector.delivery.writer import Committed, Condemned, Failed, Recovered, Writer
+from connector.delivery.writer import Committed, Condemned, Failed, Recovered, Unrecovered, Writer
 from connector.model import Grant, Status, Tenure, Topics
 
 ONE, LOST = Tenure(0, 1), Tenure(1, 1)
@@ -141,7 +141,9 @@ async def test_what_is_in_the_log_all_the_same_is_not_written_again():
 async def test_kafka_may_be_away_for_long(looptime):
     log = Log()
     log.failures, log.unreachable = [(failure(KafkaError._TIMED_OUT), False)], 100
-    await written(log, entry(1))
+    outcomes = await written(log, entry(1))
+    assert [type(one) for one in outcomes] == [Failed, *[Unrecovered] * 100, Recovered, Committed]
+    assert {one.verdict for one in outcomes[1:101]} == {Verdict.RETRY}
     assert log.ids() == ["1"]
     assert log.opened == 101
     assert 50 < asyncio.get_running_loop().time() < 100, "a pause between attempts"
