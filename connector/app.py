@@ -148,6 +148,7 @@ async def _work(
         topic=names.predicates,
         mode=settings.delivery.mode,
     )
+    health.check(lease.troubles)
     health.check(supervisor.troubles)
     health.describe(supervisor.status)
     metrics.gauge("producer_epochs", "Producers made so far.", lambda: written.epochs)

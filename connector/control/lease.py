@@ -14,7 +14,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -31,6 +31,9 @@ HANDOVER_BUDGET_S = 5.0
 """How long a planned hand-over may hold the group's rebalance while streams drain and commit."""
 
 _POLL_S = 0.2
+
+_REFUSED_FOR_S = 10.0
+"""How long an error counts after it came last: librdkafka tells of what lasts every other second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class Lease:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._polled_at = 0.0
+        self._refused = (-_REFUSED_FOR_S, "")
         self._due: queue.SimpleQueue[Mapping[int, int]] = queue.SimpleQueue()  # offsets by partition
 
     @property
@@ -121,6 +125,12 @@ class Lease:
         """Wait until `grant` is another one."""
         self._granted.clear()
         await self._granted.wait()
+
+    def troubles(self) -> Iterable[str]:
+        """Yield what the group or its topic refused lately."""
+        at, trouble = self._refused
+        if time.monotonic() - at < _REFUSED_FOR_S:
+            yield trouble
 
     @property
     def silent_s(self) -> float:
@@ -197,7 +207,9 @@ class Lease:
             elif error.fatal():
                 raise KafkaException(error)
             else:
-                log.warning("lease.poll_failed", code=error.name(), detail=error.str())
+                if not any(self.troubles()):  # it comes again at every attempt
+                    log.warning("lease.poll_failed", code=error.name(), detail=error.str())
+                self._refused = (time.monotonic(), f"lease: {error.name()}: {error.str()}")
         if records:
             self._tell(Read(records))
 
