@@ -79,12 +79,13 @@ def fetch() -> Path:
 class Broker:
     """One Kafka process and its data folder."""
 
-    def __init__(self, data: Path, port: int = 0) -> None:
+    def __init__(self, data: Path, port: int = 0, more: str = "") -> None:
         """Format *data* and start a broker on it.
 
         Args:
             data: folder for logs; kept when it already holds a formatted broker.
             port: port of the listener on 127.0.0.1; 0 picks a free one.
+            more: further lines for its properties.
         """
         libs = fetch()
         data.mkdir(parents=True, exist_ok=True)
@@ -92,9 +93,10 @@ class Broker:
         if not properties.exists():
             port = port or _free_port()
             template = Template((HERE / "server.properties").read_text())
-            properties.write_text(
-                template.substitute(port=port, controller_port=_free_port(), data=(data / "logs").as_posix())
+            filled = template.substitute(
+                port=port, controller_port=_free_port(), data=(data / "logs").as_posix()
             )
+            properties.write_text(filled + more)
             self._java(libs, "kafka.tools.StorageTool", "format", "--cluster-id",
                        "bG9jYWwtY29ubmVjdG9yLQ", "--config", str(properties))  # fmt: skip
         found = re.search(r"advertised\.listeners=BROKER://(\S+)", properties.read_text())
