@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 from harness import (
     PARTITIONS,
     PATIENCE_S,
@@ -17,6 +17,8 @@ from harness import (
     eventually,
     stream,
 )
+from kafka_proxy import Proxy
+from kafka_wire import Api
 
 RESUME = {"resume": {"parameter": "since_seq", "cursor": "/seq"}}
 AT_LEAST_ONCE = {"mode": "at_least_once"}
@@ -81,6 +83,26 @@ def test_kill_minus_nine_loses_nothing(kafka: Kafka, tmp_path: Path) -> None:
         assert {one.seq for one in delivered} == set(range(1, len(_keys(kafka)) + 1))
         answers = kafka.answers()
         assert [told[-1] for told in answers.values()] == ["applied", "unchanged"]
+
+
+def test_a_producer_of_no_further_use_is_replaced(kafka: Kafka, tmp_path: Path) -> None:
+    """An error that is fatal for the client is none for the process."""
+    with Proxy(kafka.bootstrap) as proxy, Upstream("--rate", "300", "--connects", "1000") as upstream:
+        behind = Kafka(proxy.bootstrap)
+        behind.topics = kafka.topics
+        streams = {STREAM: stream(upstream.url, override=RESUME)}
+        with Connector(tmp_path, behind, streams, delivery=AT_LEAST_ONCE) as connector:
+            connector.create_topics().start()
+            kafka.publish(STREAM, {"track": ["kafka"]})
+            eventually(lambda: len(kafka.delivered()) > 100, "a flow")
+            proxy.catch(Api.PRODUCE, times=2).answer(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER)
+            eventually(lambda: connector.logged("writer.recovered"), "another producer")
+            published = upstream.freeze()
+            eventually(lambda: upstream.connections()[-1]["last_seq"] == published, "all sent")
+            eventually(lambda: upstream.owed().keys() <= _keys(kafka), "everything owed")
+            eventually(connector.is_ready, "ready")
+            assert connector.stop()[0] == 0
+            assert "Fatal error" in connector.log.read_text()
 
 
 def _keys(kafka: Kafka) -> set[str]:
