@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 from harness import (
     PARTITIONS,
@@ -22,6 +24,13 @@ from kafka_wire import Api
 
 RESUME = {"resume": {"parameter": "since_seq", "cursor": "/seq"}}
 AT_LEAST_ONCE = {"mode": "at_least_once"}
+
+
+@pytest.fixture
+def proxy(kafka: Kafka) -> Iterator[Proxy]:
+    """Stand before the broker."""
+    with Proxy(kafka.bootstrap) as proxy:
+        yield proxy
 
 
 def test_without_a_failure_nothing_comes_twice(kafka: Kafka, tmp_path: Path) -> None:
@@ -50,12 +59,14 @@ def test_without_a_failure_nothing_comes_twice(kafka: Kafka, tmp_path: Path) -> 
         assert '"at_least_once"' in connector.log.read_text()
 
 
-def test_kill_minus_nine_loses_nothing(kafka: Kafka, tmp_path: Path) -> None:
-    """What was under way comes again, byte for byte; the publishers' offsets are committed in the end."""
+def test_kill_minus_nine_loses_nothing(kafka: Kafka, proxy: Proxy, tmp_path: Path) -> None:
+    """First with statuses on their way, then anywhere. What was under way comes again, byte for byte."""
+    behind = Kafka(proxy.bootstrap)
+    behind.topics = kafka.topics
     with (
         Upstream("--rate", "300", "--connects", "1000") as upstream,
         Connector(
-            tmp_path, kafka, {STREAM: stream(upstream.url, override=RESUME)}, delivery=AT_LEAST_ONCE
+            tmp_path, behind, {STREAM: stream(upstream.url, override=RESUME)}, delivery=AT_LEAST_ONCE
         ) as connector,
     ):
         connector.create_topics()
@@ -64,8 +75,13 @@ def test_kill_minus_nine_loses_nothing(kafka: Kafka, tmp_path: Path) -> None:
             connector.start()
             eventually(lambda least=number: len(upstream.connections()) == least, "a connection")
             eventually(lambda least=count: len(_keys(kafka)) > least, "a flow")
+            if number == 1:
+                caught = proxy.catch(Api.PRODUCE, where=lambda one: kafka.topics.of("statuses") in one.topics)
+                caught.wait()
             if number < 3:
                 connector.stop(signal.SIGKILL)
+            if number == 1:
+                caught.cut()
         kafka.publish(f"{STREAM}/other", {"track": ["python"]})
         eventually(lambda: len(kafka.events("predicates.unchanged")) == 1, "an answer")
         published = upstream.freeze()
@@ -85,24 +101,32 @@ def test_kill_minus_nine_loses_nothing(kafka: Kafka, tmp_path: Path) -> None:
         assert [told[-1] for told in answers.values()] == ["applied", "unchanged"]
 
 
-def test_a_producer_of_no_further_use_is_replaced(kafka: Kafka, tmp_path: Path) -> None:
-    """An error that is fatal for the client is none for the process."""
-    with Proxy(kafka.bootstrap) as proxy, Upstream("--rate", "300", "--connects", "1000") as upstream:
-        behind = Kafka(proxy.bootstrap)
-        behind.topics = kafka.topics
-        streams = {STREAM: stream(upstream.url, override=RESUME)}
-        with Connector(tmp_path, behind, streams, delivery=AT_LEAST_ONCE) as connector:
-            connector.create_topics().start()
-            kafka.publish(STREAM, {"track": ["kafka"]})
-            eventually(lambda: len(kafka.delivered()) > 100, "a flow")
-            proxy.catch(Api.PRODUCE, times=2).answer(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER)
-            eventually(lambda: connector.logged("writer.recovered"), "another producer")
-            published = upstream.freeze()
-            eventually(lambda: upstream.connections()[-1]["last_seq"] == published, "all sent")
-            eventually(lambda: upstream.owed().keys() <= _keys(kafka), "everything owed")
-            eventually(connector.is_ready, "ready")
-            assert connector.stop()[0] == 0
-            assert "Fatal error" in connector.log.read_text()
+@pytest.mark.parametrize(
+    "error", [KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, KafkaError.TOPIC_AUTHORIZATION_FAILED]
+)
+def test_what_is_not_taken_is_written_again(error: int, kafka: Kafka, proxy: Proxy, tmp_path: Path) -> None:
+    """Whether the client is of no further use after it, or goes on."""
+    behind = Kafka(proxy.bootstrap)
+    behind.topics = kafka.topics
+    with (
+        Upstream("--rate", "300", "--connects", "1000") as upstream,
+        Connector(
+            tmp_path, behind, {STREAM: stream(upstream.url, override=RESUME)}, delivery=AT_LEAST_ONCE
+        ) as connector,
+    ):
+        connector.create_topics().start()
+        kafka.publish(STREAM, {"track": ["kafka"]})
+        eventually(lambda: len(kafka.delivered()) > 100, "a flow")
+        is_status = kafka.topics.of("statuses")
+        proxy.catch(Api.PRODUCE, times=2, where=lambda one: is_status in one.topics).answer(error)
+        eventually(lambda: connector.logged("writer.recovered"), "another producer")
+        published = upstream.freeze()
+        eventually(lambda: upstream.connections()[-1]["last_seq"] == published, "all sent")
+        eventually(lambda: upstream.owed().keys() <= _keys(kafka), "everything owed")
+        eventually(connector.is_ready, "ready")
+        assert connector.stop()[0] == 0
+        is_fatal = error == KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER
+        assert ("Fatal error" in connector.log.read_text()) == is_fatal
 
 
 def _keys(kafka: Kafka) -> set[str]:

@@ -155,15 +155,15 @@ def test_an_outage_of_kafka_under_load_costs_no_memory_and_nothing_that_can_be_h
             full = [max(party.looks, key=lambda look: look.outbox_bytes) for party in parties]
             broker = Broker(tmp_path / "kafka", port)
             outage_s = time.monotonic() - stopped_at
-            for party in parties:
+            for party, before in zip(parties, usual, strict=True):
                 eventually(lambda its=party: its.look().is_ready, "ready again")
+                _judge_resources(party, before)
                 eventually(party.flows_again, "a flow again")
                 party.freeze()
             assert hasty.has_lost_its_lease
-            for party, before, at_least, paused in zip(parties, usual, committed, full, strict=True):
+            for party, at_least, paused in zip(parties, committed, full, strict=True):
                 await_complete(party.kafka, party.steady, stream=STREAM)
                 _judge_loose(party, at_least, paused)
-                _judge_resources(party, before)
                 assert party.connector.stop()[0] == 0
             assert outage_s > 20 or not patient.has_lost_its_lease  # longer on a machine that is very busy
     finally:
