@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple, Self
 
 import yaml
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource
+from confluent_kafka.admin import AdminClient
 
 from connector.auth import Auth
 from connector.stream.credentials import Outgoing
@@ -143,6 +144,28 @@ class Kafka:
         finally:
             consumer.close()
 
+    def holds_up_readers(self, purpose: str) -> bool:
+        """Whether an open transaction keeps readers of committed records from the end of a topic."""
+        topic = self.topics.of(purpose)
+        ends: list[list[int]] = []
+        for isolation in ("read_committed", "read_uncommitted"):
+            consumer = Consumer(
+                {
+                    "bootstrap.servers": self.bootstrap,
+                    "group.id": "unused",
+                    "isolation.level": isolation,
+                    "log_level": 0,
+                }
+            )
+            try:
+                partitions = consumer.list_topics(topic, timeout=PATIENCE_S).topics[topic].partitions
+                places = [TopicPartition(topic, partition) for partition in partitions]
+                ends.append([consumer.get_watermark_offsets(one, PATIENCE_S)[1] for one in places])
+            finally:
+                consumer.close()
+        committed, written = ends
+        return committed != written
+
     def delivered(self, stream: str | None = None) -> list[Delivered]:
         """Return the output topic, read_committed: one stream's part; or all, which is `STREAM`'s then."""
         found = [
@@ -158,13 +181,20 @@ class Kafka:
         newest: dict[str, Any] = json.loads(written[-1].value()) if written else {}
         return newest
 
-    def shortest_session_s(self) -> float:
-        """Return how soon the broker may let a dead member go; not so soon that a busy one counts as dead."""
+    def bury(self, group: str) -> None:
+        """Take members out of a group that died in it, as the broker does once their sessions are over."""
         admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
-        (broker,) = list(admin.list_topics(timeout=PATIENCE_S).brokers)[:1]
-        asked = admin.describe_configs([ConfigResource(ConfigResource.Type.BROKER, str(broker))])
-        (settings,) = [future.result(PATIENCE_S) for future in asked.values()]
-        return max(2.0, int(settings["group.min.session.timeout.ms"].value) / 1000)
+        (asked,) = admin.describe_consumer_groups([group]).values()
+        found = asked.result(PATIENCE_S)
+        with socket.create_connection((found.coordinator.host, found.coordinator.port), PATIENCE_S) as link:
+            for member in found.members:
+                names = (one.encode() for one in (group, member.member_id))
+                words = b"".join(struct.pack(">h", len(name)) + name for name in names)
+                # LeaveGroup, version 1; no client in the library asks for it in another's name.
+                request = struct.pack(">hhih", 13, 1, 0, -1) + words
+                link.sendall(struct.pack(">i", len(request)) + request)
+                answer = link.recv(14, socket.MSG_WAITALL)
+                assert struct.unpack(">iiih", answer) == (10, 0, 0, 0)
 
     def events(self, kind: str = "") -> list[dict[str, Any]]:
         """Return the data of events whose type begins with *kind*, each with its type."""
@@ -256,11 +286,12 @@ class Connector:
         self.config = folder / "connector.yaml"
         self.log = folder / "connector.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.group = f"{kafka.topics.prefix}-connector"
         content = {
             "replica": "test",
             "kafka": {
                 "bootstrap_servers": kafka.bootstrap,
-                "group": f"{kafka.topics.prefix}-connector",
+                "group": self.group,
                 "session_timeout_s": session_timeout_s,
                 "topics": kafka.topics.as_dict(),
                 "control_partitions": PARTITIONS,
@@ -323,10 +354,11 @@ class Connector:
 
     def ended(self) -> int:
         """Wait until it ends by itself; return the exit code."""
-        assert self.process is not None
-        code = self.process.wait(PATIENCE_S)
+        process = self.process
+        assert process is not None
+        eventually(lambda: process.poll() is not None, "it ends by itself")
         self.process = None
-        return code
+        return process.wait()
 
     def pause(self) -> None:
         """Freeze it, as a machine does that swaps or is suspended."""

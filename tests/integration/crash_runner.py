@@ -152,13 +152,10 @@ class _Producer(confluent_kafka.Producer):
             self._plot.passes(Point.AFTER_FLUSH)
         return left
 
-    def send_offsets_to_transaction(self, *arguments: Any) -> None:
-        super().send_offsets_to_transaction(*arguments)
-        if self._plot.is_due:
-            self._plot.passes(Point.BEFORE_COMMIT)
-
     def commit_transaction(self, *arguments: Any) -> None:
         plot = self._plot
+        if plot.is_due:
+            plot.passes(Point.BEFORE_COMMIT)
         fails = plot.is_due and not plot.has_failed
         if fails and plot.point is Point.REPEATED:
             plot.has_failed = True
