@@ -151,14 +151,14 @@ class Broker:
 
 
 def run(port: int) -> None:
-    """Serve until SIGTERM, SIGINT or the end of standard input, then leave nothing behind."""
+    """Serve until SIGTERM, SIGINT, SIGHUP or the end of standard input, then leave nothing behind."""
     stop = threading.Event()
 
     def on_signal(_signum: int, _frame: FrameType | None) -> None:
         stop.set()
 
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # the last where a terminal is closed
+        signal.signal(signum, on_signal)
     threading.Thread(target=_wait_for_parent, args=(stop,), daemon=True).start()
     with tempfile.TemporaryDirectory(prefix="kafka-", ignore_cleanup_errors=True) as folder:
         broker = Broker(Path(folder), port)

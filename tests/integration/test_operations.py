@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 from harness import (
     PATIENCE_S,
+    ROOT,
     STREAM,
     Connector,
     Kafka,
@@ -173,12 +176,32 @@ def test_sigterm_while_kafka_is_gone_ends_within_ten_seconds(tmp_path: Path) -> 
         assert seconds < 10
 
 
-def test_the_demo_ends_well_and_leaves_no_process_behind(tmp_path: Path) -> None:
+def _processes(environment: Mapping[str, str]) -> set[int]:
+    """Return the ids of the processes that live in a marked environment."""
+    mark, found = f"STARTED_BY={environment['STARTED_BY']}".encode(), set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):  # it ended meanwhile, or is none of ours
+                if mark in (folder / "environ").read_bytes():
+                    found.add(int(folder.name))
+    return found
+
+
+@pytest.fixture
+def marked() -> Iterator[dict[str, str]]:
+    """Yield an environment that marks a process and all that it starts; none of them outlives the test."""
+    environment = {**clean_environment(), "STARTED_BY": uuid.uuid4().hex}
+    yield environment
+    for process in _processes(environment):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def test_the_demo_ends_well_and_leaves_no_process_behind(marked: dict[str, str]) -> None:
     """Its exit code says that nothing was lost; every process it started is gone."""
-    environment = _marked()
     done = subprocess.run(
         [sys.executable, "-m", "connector", "demo", "--seconds", "9"],
-        env=environment,
+        env=marked,
         capture_output=True,
         text=True,
         check=False,
@@ -188,25 +211,24 @@ def test_the_demo_ends_well_and_leaves_no_process_behind(tmp_path: Path) -> None
     assert "predicate changes applied        2 of 2" in done.stdout
     assert "time without a live connection   0 s" in done.stdout
     assert "lost                             0" in done.stdout
-    eventually(lambda: not _processes(environment), "all processes gone")
+    eventually(lambda: not _processes(marked), "all processes gone")
 
 
-def test_the_demo_dies_with_its_terminal_and_takes_its_processes_along() -> None:
+def test_the_demo_dies_with_its_terminal_and_takes_its_processes_along(marked: dict[str, str]) -> None:
     """Even when it is killed and cannot clean up."""
-    environment = _marked()
     demo = subprocess.Popen(
         [sys.executable, "-m", "connector", "demo"],
-        env=environment,
+        env=marked,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
     assert demo.stdout is not None
     eventually(lambda: b"seq 3 " in demo.stdout.readline(), "statuses")
-    assert len(_processes(environment)) > 3, "the demo, Kafka, the upstream and the connector"
+    assert len(_processes(marked)) > 3, "the demo, Kafka, the upstream and the connector"
     demo.kill()
     demo.wait()
     demo.stdout.close()
-    eventually(lambda: not _processes(environment), "all processes gone")
+    eventually(lambda: not _processes(marked), "all processes gone")
 
 
 def test_the_demo_falls_back_to_embedded_brokers_without_java(tmp_path: Path) -> None:
@@ -224,20 +246,16 @@ def test_the_demo_falls_back_to_embedded_brokers_without_java(tmp_path: Path) ->
     assert "openjdk-17" in done.stderr
 
 
-def _marked() -> dict[str, str]:
-    """Return an environment by which a process and all that it starts can be told from others."""
-    return {**clean_environment(), "STARTED_BY": uuid.uuid4().hex}
-
-
-def _processes(environment: Mapping[str, str]) -> set[int]:
-    """Return the ids of the processes that live in a marked environment."""
-    mark, found = f"STARTED_BY={environment['STARTED_BY']}".encode(), set()
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError):  # it ended meanwhile, or is none of ours
-                if mark in (folder / "environ").read_bytes():
-                    found.add(int(folder.name))
-    return found
+@pytest.mark.skipif(shutil.which("java") is None, reason="starts a broker of its own, which needs Java")
+def test_a_closed_terminal_ends_a_broker_that_was_started_in_it(marked: dict[str, str]) -> None:
+    """It is told by a signal; Kafka itself, in a session of its own, is not."""
+    command = [sys.executable, str(ROOT / "deploy/local/kafka.py"), "run"]
+    with subprocess.Popen(command, env=marked, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as local:
+        assert local.stdout is not None
+        assert "bootstrap" in json.loads(local.stdout.readline())
+        local.send_signal(signal.SIGHUP)
+        assert local.wait(PATIENCE_S) == 0
+    eventually(lambda: not _processes(marked), "all processes gone")
 
 
 def test_a_publisher_puts_waits_looks_and_takes_back(kafka: Kafka, tmp_path: Path) -> None:
