@@ -197,13 +197,15 @@ class Writer:
                     yield in_log
                 yield Recovered(in_log)
                 if not in_log:
-                    if judged is Verdict.POISONED and (found := self._narrow(entries, outbox, error)):
+                    found = self._narrow(entries, outbox, error) if judged is Verdict.POISONED else None
+                    if found is not None:
                         yield found
                     else:
                         outbox.put_back(entries)
                     if judged in _PAUSED or failed_before:
                         await self._pause()
-                    failed_before = judged is not Verdict.POISONED
+                    is_narrower = judged is Verdict.POISONED and (found is not None or _count(entries) > 1)
+                    failed_before = not is_narrower
                     continue
             failed_before = False
             self._settle(batch, outbox)
@@ -230,8 +232,7 @@ class Writer:
 
     def _narrow(self, entries: Sequence[Entry], outbox: Outbox, error: KafkaError) -> Condemned | None:
         """Halve the batch until the refused record is alone, and put a dead letter in its place."""
-        count = sum(max(1, len(entry.statuses)) for entry in entries)
-        if count > 1:
+        if (count := _count(entries)) > 1:
             self._most = count // 2
             return None
         (entry,) = entries
@@ -257,6 +258,10 @@ class Writer:
 
     async def _call(self, function: Callable[[Unpack[_Args]], _T], *arguments: *_Args) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+
+def _count(entries: Sequence[Entry]) -> int:
+    return sum(max(1, len(entry.statuses)) for entry in entries)
 
 
 def _judge(error: KafkaError, during: Call) -> Verdict:
