@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 
 from script import LINES, TARGET, Script, Step, Wait, line, manners
 
-from connector.control.answers import Change
+from connector.control.answers import Change, noted_waiting
 from connector.control.debounce import Debounce
-from connector.control.demand import Demand
+from connector.control.demand import Demand, noted_in_force
+from connector.delivery.batch import Ledger, form
 from connector.delivery.dedupe import Window
 from connector.delivery.deletions import Deletions
-from connector.delivery.outbox import Outbox
+from connector.delivery.outbox import Entry, Outbox
+from connector.delivery.restore import Restored
 from connector.lifecycle import Lifecycle
-from connector.model import PredicateSet, Tenure
+from connector.model import Position, PredicateSet, Tenure, Topics
 from connector.ops.metrics import Metrics
 from connector.outlet import Outlet
 from connector.stream.amender import Amender
@@ -28,6 +30,9 @@ from connector.stream.reader import Ask, Reader
 from connector.subscription import Subscription
 
 OK = Opened()
+TOPICS = Topics(
+    predicates="predicates", statuses="statuses", positions="positions", events="events", dlq="dlq"
+)
 
 
 def outlet(
@@ -54,17 +59,39 @@ def outlet(
     )
 
 
+def restored(log: Sequence[Entry]) -> Restored:
+    """Return what a restart reads, once the entries of *log* are written."""
+    tenure = Tenure(0, 1)
+    batch = form(log, {tenure: Ledger(0, {}, {})}, b"", "mark", 0.0)
+    found = Restored()
+    for record in batch.state(TOPICS):
+        assert isinstance(record.key, str)
+        found.take(record.key, record.value)
+    return found
+
+
 class Story:
-    """One subscription over scripted connections, and what it put into the outbox."""
+    """One subscription over scripted connections, and what it put into the outbox.
+
+    Where there is a *log*, what it says is where the subscription begins; `load` follows.
+    """
 
     def __init__(
-        self, *connections: list[Step], override=LINES, debounce=(2, 2), capacity=1 << 20, **from_log
+        self,
+        *connections: list[Step],
+        override=LINES,
+        debounce=(2, 2),
+        capacity=1 << 20,
+        log: Sequence[Entry] = (),
     ) -> None:
         self.script = Script(connections)
+        self.restored = restored(log)
+        position = self.restored.positions.get("tech", Position())
         self.outbox = Outbox(capacity)
         dialect = manners(override)
         limit = dialect.budget
         budget = Budget() if limit is None else Budget(limit.attempts, limit.window_s)
+        budget.restore(position.attempts)
         wall = asyncio.get_running_loop().time
 
         def reader(ask: Callable[[], Ask]) -> Reader:
@@ -80,7 +107,15 @@ class Story:
 
         self.subscription = Subscription(
             stream="tech",
-            outlet=outlet(self.outbox, dialect, wall, **from_log),
+            outlet=outlet(
+                self.outbox,
+                dialect,
+                wall,
+                marks=b"".join(page.marks for page in self.restored.journals().get("tech", ())),
+                notes=self.restored.notes,
+                cursor=position.cursor,
+                heard_at=position.heard_at,
+            ),
             reader=reader,
             amender=lambda ask: Amender(
                 connect=self.script, target=TARGET, dialect=dialect, ask=ask, rng=Random(1)
@@ -99,6 +134,14 @@ class Story:
         self._parts[key] = PredicateSet.of({"track": track})
         self.subscription.change(PredicateSet.union(self._parts.values()), Change(key, 0, self._offset))
         self._offset += 1
+
+    def load(self, *track: str) -> None:
+        """Start from the log, with a record that was answered before the restart."""
+        self._parts["tech"] = PredicateSet.of({"track": track})
+        notes, known = self.restored.notes, self.subscription.dialect.request.predicates
+        self.subscription.load(
+            self._parts["tech"], noted_waiting("tech", notes), noted_in_force("tech", notes, known)
+        )
 
     def entries(self) -> list:
         self._taken += self.outbox.take(1 << 30)
