@@ -109,9 +109,9 @@ class Side:
             await outbox.room(stream)
 
 
-def stop(side: Side | None) -> None:
-    """Let go of a side, if there is one; nothing it still brings counts."""
-    if side is not None and side.task is not None:
+def stop(side: Side) -> None:
+    """Let go of a side; nothing it still brings counts."""
+    if side.task is not None:
         side.stopped = True
         side.task.cancel()
 

@@ -129,8 +129,6 @@ class Subscription:
 
     def stop(self) -> None:
         """Stop reading; everything read so far is in the outbox then."""
-        for side in self._sides:
-            self.outlet.tell(self.lifecycle.withheld(side))
         self._signal(Signal.STOP)
         self.outlet.note_heard()
         self._wake.set()
@@ -200,29 +198,33 @@ class Subscription:
                 self._suppressed_before = self.outlet.window.suppressed
                 self._candidate = self._start(self.reader)
             case Action.STOP_CANDIDATE:
-                stop(self._candidate)
+                self._let_go(self._candidate)
                 self._candidate = None
             case Action.RELEASE:
                 self._release()
             case Action.PROMOTE:
-                stop(self._active)
+                self._let_go(self._active)
                 self._active, self._candidate = self._candidate, None
             case Action.REPLACE:
-                stop(self._active)
+                self._let_go(self._active)
                 if self.is_live:
                     self.lifecycle.dark(self._now(), "one connection allowed: closed for changed predicates")
                 self._active = self._start(self.reader)
             case Action.START_AMENDING:
                 self._amending = self._start(self.amender)
             case Action.STOP_AMENDING:
-                stop(self._amending)
+                self._let_go(self._amending)
                 self._amending = None
             case Action.STOP_ALL:
-                stop(self._active)
-                stop(self._candidate)
-                stop(self._amending)
+                for side in self._sides:
+                    self._let_go(side)
                 self._active = self._candidate = self._amending = None
                 self.lifecycle.forget_dark()
+
+    def _let_go(self, side: Side | None) -> None:
+        if side is not None:
+            self.outlet.tell(self.lifecycle.withheld(side))
+            stop(side)
 
     def _tell_state(self) -> None:
         is_live = self._active is not None and self._active.live
