@@ -11,7 +11,7 @@ from connector.control.answers import Told
 from connector.delivery.dedupe import Window, content
 from connector.delivery.deletions import Deletions
 from connector.delivery.outbox import Entry, Outbox
-from connector.model import DeadLetter, Event, Note, Status, StreamId, Tenure
+from connector.model import DeadLetter, Event, Note, PredicateSet, Status, StreamId, Tenure
 from connector.ops.metrics import Metrics
 from connector.stream.messages import Malformed
 
@@ -29,6 +29,7 @@ class Outlet:
         deletions: knows what was deleted.
         cursor: after which status the upstream shall resume, where it can.
         heard_at: when the upstream was heard last, in seconds since the epoch.
+        version: of the predicates in force; None before the first.
     """
 
     stream: StreamId
@@ -40,11 +41,17 @@ class Outlet:
     deletions: Deletions
     cursor: str | None
     heard_at: float | None
+    version: str | None
     _noted_at: float = field(default=0.0, init=False)  # the last `heard_at` that was put
     _entry: partial[Entry] = field(init=False)
 
     def __post_init__(self) -> None:
         self._entry = partial(Entry, tenure=self.tenure, stream=self.stream)
+
+    @property
+    def unread_since(self) -> float | None:
+        """Since when a process that begins now has read nothing; None where nothing was wanted."""
+        return None if self.version == PredicateSet().version else self.heard_at
 
     def tell(self, events: Sequence[Event], attempts: tuple[float, ...] | None = None) -> None:
         """Put events, and the attempts that the connect budget counts."""
@@ -58,6 +65,7 @@ class Outlet:
 
     def settle(self, told: Told, version: str | None = None) -> None:
         """Put last answers, and the *version* of the predicates in force where that changes."""
+        self.version = self.version if version is None else version
         if version is not None or told.events or told.notes:
             self.outbox.put(self._entry(events=told.events, version=version, notes=told.notes))
 

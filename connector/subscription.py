@@ -98,8 +98,8 @@ class Subscription:
 
     def load(self, target: PredicateSet, waiting: Sequence[Change], in_force: PredicateSet | None) -> None:
         """Start from the control topic's content, as it was when the lease began; see `Demand.load`."""
-        if self.outlet.heard_at is not None and not target.is_empty:
-            self.lifecycle.restarted(self._now(), self.outlet.heard_at)
+        if self.outlet.unread_since is not None and not target.is_empty:
+            self.lifecycle.restarted(self._now(), self.outlet.unread_since)
         self._desk.load(target, waiting, in_force)
         self._wake.set()
 

@@ -201,6 +201,7 @@ class Supervisor:
                 deletions=Deletions(stream, restored.notes),
                 cursor=position.cursor,
                 heard_at=position.heard_at,
+                version=position.predicates,
             )
             subscription = self._subscription(stream, settings, outlet, position)
             partition.subscriptions[stream] = subscription

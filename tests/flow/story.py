@@ -44,6 +44,7 @@ def outlet(
     notes: Mapping[str, bytes] | None = None,
     cursor: str | None = None,
     heard_at: float | None = None,
+    version: str | None = None,
 ) -> Outlet:
     """Return a stream's outlet, going on from what the log says."""
     return Outlet(
@@ -56,6 +57,7 @@ def outlet(
         deletions=Deletions("tech", notes or {}),
         cursor=cursor,
         heard_at=heard_at,
+        version=version,
     )
 
 
@@ -115,6 +117,7 @@ class Story:
                 notes=self.restored.notes,
                 cursor=position.cursor,
                 heard_at=position.heard_at,
+                version=position.predicates,
             ),
             reader=reader,
             amender=lambda ask: Amender(

@@ -428,6 +428,23 @@ async def test_a_restart_where_nothing_was_wanted_is_no_gap(looptime) -> None:
     assert gaps(after) == []
 
 
+async def test_a_restart_is_no_gap_of_the_time_before_anybody_wanted_anything(looptime) -> None:
+    """Nothing was asked for until shortly before the restart, and nothing was connected since."""
+    before = Story([OK, line(1), Hang()], *[[BadStatus(503)]] * 9, debounce=(0, 0))
+    async with before.running():
+        before.publish("a")
+        await asyncio.sleep(20)
+        before.publish()
+        await asyncio.sleep(1000)
+        before.publish("b")
+        await asyncio.sleep(20)
+    after = Story([OK, line(2), Hang()], log=before.entries())
+    async with after.running():
+        after.load("b")
+        await asyncio.sleep(10)
+    assert gaps(after) == []
+
+
 async def test_a_stream_that_was_never_heard_has_no_gap(looptime) -> None:
     before = Story([BadStatus(503)], [Hang()])
     async with before.running():
