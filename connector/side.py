@@ -92,7 +92,9 @@ class Side:
                     if self.stopped:  # a cancelled task runs on until it has to wait for something
                         return
                     yield event
-                    if outbox.is_full(stream):
+                    if isinstance(event, Lost):
+                        await outbox.room(stream)  # what the failure asks to wait is waited after that
+                    elif self.connected_at is not None and outbox.is_full(stream):
                         paused_at = clock()
                         self.is_paused = True
                         with suppress(TimeoutError):
