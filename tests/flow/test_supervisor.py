@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 from script import RESUMABLE, Hang, Script, Step, Wait, lines
+from story import restored
 
 from connector.control.answers import Answers, Change
 from connector.control.home import home
 from connector.control.lease import Assigned, CaughtUp, Failed, LeaseEvent, Lost, Read, Revoked
+from connector.delivery.dedupe import Window
 from connector.delivery.outbox import Entry, Outbox
 from connector.delivery.restore import Restored
 from connector.errors import BadStatus
-from connector.model import ControlRecord, Event, Position, PredicateSet, Tenure
+from connector.model import ControlRecord, Event, Position, PredicateSet, Status, Tenure
 from connector.ops.metrics import Metrics
 from connector.settings import StreamSettings
 from connector.stream.connection import Opened
@@ -600,6 +603,57 @@ async def test_a_stream_that_can_resume_has_no_gap() -> None:
         await asyncio.sleep(60)
     assert [status.id for entry in replica.sink.entries for status in entry.statuses] == ["1", "2"]
     assert not replica.sink.events("stream.gap")
+
+
+async def test_a_stream_goes_on_from_what_the_log_says_of_it() -> None:
+    """After its cursor, without what its journal has; and there is nothing to be missed."""
+    went_out = [Status(str(number), lines(number).strip()) for number in (1, 2, 3)]
+    statuses, marks = Window(keeps=True).fresh(went_out, 0.0)
+    log = Entry(
+        tenure=FIRST, stream="tech", statuses=statuses, marks=marks, cursor="1", version="v", heard_at=5.0
+    )
+    restore = Restore({HOME: replace(restored([log]), handled=1)})
+    async with running([Opened(), lines(2, 3, 4), Hang()], restore=restore) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        await asyncio.sleep(5)
+    assert replica.script.attempts[0].form["since_seq"] == "1"
+    assert replica.sink.ids == [4]
+    assert replica.sink.events("stream.gap") == []
+
+
+@pytest.mark.parametrize("was_wanted", [True, False])
+async def test_what_the_process_before_did_not_read_is_a_gap_if_it_was_wanted(was_wanted) -> None:
+    version = KAFKA.version if was_wanted else PredicateSet().version
+    heard_at = 1_700_000_000.0
+    log = Entry(tenure=FIRST, stream="tech", version=version, heard_at=heard_at)
+    restore = Restore({HOME: replace(restored([log]), handled=1)})
+    async with running([Opened(), lines(1), Hang()], restore=restore) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        await asyncio.sleep(5)
+    gaps = [gap.data["from"] for gap in replica.sink.events("stream.gap")]
+    assert gaps == (["2023-11-14T22:13:20.000Z"] if was_wanted else [])
+
+
+async def test_a_stream_that_fills_the_outbox_keeps_no_other_out() -> None:
+    """Kafka is away. Each has its half; and when it is back, all of it gets there."""
+    flood = [step for number in range(1, 200) for step in (lines(number), Wait(0.01))]
+    drops = [step for number in range(1001, 1007) for step in (lines(number), Wait(10))]
+    news = Tenure(home("news", PARTITIONS), 1)
+    async with running(
+        [Opened(), *flood, Hang()], [Opened(), *drops, Hang()], streams=["tech", "news"]
+    ) as it:
+        it.outbox.capacity_bytes = 40_000
+        it.sink.going.clear()
+        await it.own(record(0, "tech", "kafka"))
+        await it.own(record(0, "news", "kafka", partition=news.partition), tenure=news)
+        await asyncio.sleep(55)
+        waiting = Counter(entry.stream for entry in it.outbox._entries for _ in entry.statuses)
+        assert 20 < waiting["tech"] < 60, "it waits for room"
+        assert waiting["news"] == 6
+        assert it.outbox.size_bytes > it.outbox.capacity_bytes
+        it.sink.going.set()
+        await asyncio.sleep(5)
+        assert sorted(it.sink.ids) == [*range(1, 200), *range(1001, 1007)]
 
 
 async def test_draining_stops_everything_and_takes_on_nothing_more() -> None:
