@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 
 import looptime as virtual
@@ -266,9 +267,9 @@ async def test_batches_follow_one_another_on_the_state_of_the_one_before() -> No
     assert running.log.seqs() == [41, 42, 43]
     after = [batch.ledgers[HOME] for batch in running.log.batches]
     assert [ledger.handled for ledger in after] == [7, 7, 7]
-    assert [ledger.pages["tech"] for ledger in after] == [Page(4, b"x" * 8 * count) for count in (1, 2, 3)], (
-        "the page in the log was full"
-    )
+    assert [ledger.pages["tech"] for ledger in after] == [Page(4, b"x" * 8 * count) for count in (1, 2, 3)]
+    written = [note.key for note in running.log.batches[0].state(TOPICS)]
+    assert written == ["seen/tech/4", "tech"], "the page in the log was full"
 
 
 async def test_batches_do_not_follow_too_closely(looptime) -> None:
@@ -538,13 +539,16 @@ async def test_the_refused_among_thousands_become_dead_letters_and_the_rest_is_k
 
 
 async def test_batches_that_are_too_large_as_a_whole_are_made_smaller(looptime) -> None:
+    """And then larger again, slowly, as most of them would be refused otherwise."""
     running = writing()
     running.log.largest = 100
     running.put(*range(3000))
     await running.end()
     assert running.log.ids() == list(range(3000))
     assert running.log.letters() == []
-    assert len(running.log.written_at) < 100
+    sizes = [sum(len(entry.statuses) for entry in batch.entries) for batch in running.log.batches]
+    assert any(size < after for size, after in pairwise(sizes))
+    assert len(running.log.written_at) < 2 * len(sizes) < 100
 
 
 async def test_once_the_refused_is_found_batches_are_whole_again(looptime) -> None:

@@ -13,13 +13,16 @@ from connector.delivery.outbox import OVERHEAD_BYTES, Entry, Outbox
 from connector.model import DeadLetter, Event, Status, Tenure
 
 ONE, TWO = Tenure(1, 1), Tenure(2, 1)
-ENTRY_BYTES = Entry(tenure=ONE).size_bytes + OVERHEAD_BYTES + 100
+PLAIN_BYTES = Entry(tenure=ONE).size_bytes
 ALL = 1 << 40
 
 
-def entry(name: int = 0, tenure: Tenure = ONE, size: int = 100) -> Entry:
-    statuses = [Status(str(name), b"x" * size)]
-    return Entry(tenure=tenure, stream="tech", cursor=str(name), statuses=statuses)
+def entry(name: int = 0, tenure: Tenure = ONE, size: int = 100, stream: str | None = "tech") -> Entry:
+    some = [Status(str(name), b"x" * size)]
+    return Entry(tenure=tenure, stream=stream, cursor=str(name), statuses=some)
+
+
+ENTRY_BYTES = entry().size_bytes
 
 
 def names(entries: list[Entry]) -> list[int]:
@@ -87,6 +90,66 @@ async def test_taking_and_putting_back_frees_no_room():
     assert outbox.size_bytes == 0
 
 
+# --- Shares -------------------------------------------------------------------------------------
+
+
+async def test_one_stream_may_use_all_of_it_and_keeps_no_other_out():
+    outbox = Outbox(4 * ENTRY_BYTES)
+    for name in range(5):
+        assert not outbox.is_full("a")
+        outbox.put(entry(name, stream="a"))
+    room = await waits(outbox.room("a"))
+    for name in (5, 6):
+        assert not outbox.is_full("b"), "it has less than its half"
+        outbox.put(entry(name, stream="b"))
+    assert not outbox.is_full("b"), "nor more than it"
+    outbox.put(entry(7, stream="b"))
+    (await waits(outbox.room("b"))).cancel()
+    assert not outbox.is_full("c")
+    outbox.settle(outbox.take(3 * ENTRY_BYTES))
+    assert outbox.size_bytes > outbox.capacity_bytes
+    await ends(room)
+    assert outbox.is_full("b"), "the fuller one waits on"
+
+
+async def test_what_belongs_to_no_stream_has_its_share_too():
+    outbox = Outbox(2 * ENTRY_BYTES)
+    for name in range(4):
+        outbox.put(entry(name, stream=None))
+    assert not outbox.is_full("a")
+    outbox.put(entry(4, stream="a"))
+    assert not outbox.is_full("a")
+    outbox.put(entry(5, stream="a"))
+    assert outbox.is_full("a")
+    outbox.settle(outbox.take(4 * ENTRY_BYTES))
+    assert not outbox.is_full("a"), "what is settled has no share any more"
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["put", "settle", "put back", "drop"]), st.sampled_from("abc")), max_size=60
+    )
+)
+def test_it_never_holds_twice_its_capacity(steps):
+    """As long as each puts no more before it looks for room again."""
+    outbox = Outbox(4 * ENTRY_BYTES)
+    for step, stream in steps:
+        if step == "put" and not outbox.is_full(stream):
+            outbox.put(entry(stream=stream))
+        elif step == "settle":
+            outbox.settle(outbox.take(1))
+        elif step == "put back":
+            outbox.put_back(outbox.take(3 * ENTRY_BYTES, 2))
+        elif step == "drop" and stream == "a":
+            outbox.drop(ONE)
+        assert outbox.size_bytes <= 2 * outbox.capacity_bytes + ENTRY_BYTES
+        if outbox.size_bytes <= outbox.capacity_bytes:
+            assert not any(map(outbox.is_full, "abc"))
+    outbox.settle(outbox.take(ALL))
+    assert outbox.size_bytes == 0
+    assert not outbox._held
+
+
 # --- Order --------------------------------------------------------------------------------------
 
 
@@ -134,6 +197,90 @@ def test_every_entry_is_settled_once_and_in_order_whatever_failed(steps, limit_b
             outbox.settle(taken)
     assert settled == list(range(put))
     assert outbox.size_bytes == 0
+
+
+# --- In small portions --------------------------------------------------------------------------
+
+
+def many(first: int, count: int, **more: object) -> Entry:
+    statuses = [Status(str(number), b"x") for number in range(first, first + count)]
+    return Entry(tenure=ONE, stream="tech", statuses=statuses, **more)
+
+
+def ids(entries: list[Entry]) -> list[int]:
+    return [int(status.id) for one in entries for status in one.statuses]
+
+
+def test_no_more_statuses_are_taken_than_asked_for():
+    outbox = Outbox(ALL)
+    outbox.put(many(0, 2))
+    outbox.put(many(2, 5))
+    taken = outbox.take(ALL, 4)
+    assert [len(one.statuses) for one in taken] == [2, 2]
+    assert ids(taken) == [0, 1, 2, 3]
+    assert ids(outbox.take(ALL)) == [4, 5, 6]
+
+
+def test_an_entry_without_statuses_comes_alone_where_portions_are_small():
+    outbox = Outbox(ALL)
+    event = Entry(tenure=ONE, stream="tech", events=[Event("e", "tech")])
+    for one in (many(0, 1), event, event, many(1, 1)):
+        outbox.put(one)
+    taken = [outbox.take(ALL, 1) for _ in range(5)]
+    assert taken == [[many(0, 1)], [event], [event], [many(1, 1)], []]
+    for one in reversed(taken):
+        outbox.put_back(one)
+    taken = [outbox.take(ALL, 3) for _ in range(4)]
+    assert taken == [[many(0, 1)], [event], [event, many(1, 1)], []], "or before others"
+
+
+async def test_what_is_taken_in_parts_is_written_when_all_of_it_is():
+    outbox = Outbox(ALL)
+    outbox.put(many(0, 3, cursor="c"))
+    first = outbox.take(ALL, 1)
+    written = await waits(outbox.written(ONE))
+    outbox.settle(first)
+    assert not await settled(written)
+    outbox.settle(outbox.take(ALL))
+    await ends(written)
+    assert outbox.size_bytes == 0
+
+
+async def test_what_takes_an_entrys_place_comes_first_and_is_waited_for():
+    outbox = Outbox(ALL)
+    for name in range(3):
+        outbox.put(entry(name))
+    (taken,) = outbox.take(1)
+    written = await waits(outbox.written(ONE))
+    outbox.replace(taken, entry(9, size=5))
+    assert outbox.size_bytes == 3 * ENTRY_BYTES - 95
+    assert not await settled(written)
+    left = outbox.take(ALL)
+    assert names(left) == [9, 1, 2]
+    outbox.settle(left)
+    await ends(written)
+
+
+@given(
+    st.lists(st.integers(0, 6), max_size=8),
+    st.lists(st.tuples(st.booleans(), st.none() | st.integers(1, 7)), max_size=20),
+)
+def test_in_whatever_portions_all_of_it_leaves_once_and_in_order(counts, portions):
+    outbox = Outbox(ALL)
+    for at, count in enumerate(counts):
+        outbox.put(many(sum(counts[:at]), count))
+    gone: list[int] = []
+    for is_written, most in [*portions, *[(True, 1)] * (sum(counts) + len(counts))]:
+        taken = outbox.take(1 << 10, most)
+        if is_written:
+            gone += ids(taken)
+            outbox.settle(taken)
+        else:
+            outbox.put_back(taken)
+    assert gone == list(range(sum(counts)))
+    assert outbox.size_bytes == 0
+    assert not outbox._held
+    assert not outbox._unsettled[ONE]
 
 
 # --- Loss of a lease ----------------------------------------------------------------------------
