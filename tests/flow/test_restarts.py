@@ -775,7 +775,16 @@ async def test_stopping_in_the_middle_of_an_overlap_keeps_what_was_read(looptime
 
 
 async def test_a_paused_reader_is_not_taken_for_a_silent_upstream(looptime) -> None:
-    old = [OK, line(1), Wait(2.25), line(2), line(3), line(4), Hang()]  # 3 and 4 are in the socket's buffer
+    old = [
+        OK,
+        line(1),
+        Wait(2.25),
+        line(2),
+        Wait(0.3),
+        line(3),
+        line(4),
+        Hang(),
+    ]  # 3 and 4 come when it reads
     story = Story(old, [OK, Wait(0.5), line(5), Hang()], capacity=9000)
     async with story.running():
         story.publish("a")
@@ -784,6 +793,7 @@ async def test_a_paused_reader_is_not_taken_for_a_silent_upstream(looptime) -> N
         await asyncio.sleep(3)
         story.outbox.settle(story.entries().copy())  # and back
         await asyncio.sleep(5)
+        assert story.script.attempts[0].closed_at == pytest.approx(4 + 0.3 + 0.5), "its silence counts again"
     assert story.ids() == [1, 2, 3, 4, 5]
 
 
