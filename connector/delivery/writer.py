@@ -213,7 +213,7 @@ class Writer:
 
     async def close(self) -> None:
         """Let go of the producer; an open transaction is left to its successor."""
-        self.log.close()
+        await self._call(self.log.close)
         await asyncio.to_thread(self._thread.shutdown)
 
     def _may_write(self, entry: Entry, grant: Grant) -> bool:

@@ -840,27 +840,3 @@ async def test_who_waits_for_an_answer_is_noted_until_he_has_it(looptime) -> Non
         *[("waiting/tech/0", False), ("waiting/tech/0", True)],
         *[("waiting/tech/1", False), ("waiting/tech/1", True)],
     ]
-
-
-async def test_a_restart_from_an_older_cursor_repeats_nothing(looptime) -> None:
-    """The new connection lags behind and the two never meet: its cursor is older than the old one's."""
-    story = Story(
-        [OK, line(1), Wait(2.1), lines(2, 3, 4), Hang()],
-        [OK, b"\r\n", Wait(0.3), line(2), Hang()],
-        override=RESUMABLE,
-    )
-    async with story.running():
-        story.publish("a")
-        await asyncio.sleep(1)
-        story.publish("b")
-        await asyncio.sleep(1.5)
-    entries = story.entries()
-    cursors = [entry.cursor for entry in entries if entry.cursor is not None]
-    assert cursors == ["1", "4", "2"], "or there is nothing to show"
-    marks = b"".join(entry.marks for entry in entries)
-    again = Story([OK, lines(3, 4, 5), Hang()], override=RESUMABLE, marks=marks, cursor=cursors[-1])
-    async with again.running():
-        again.publish("b")
-        await asyncio.sleep(1)
-    assert again.script.attempts[0].form["since_seq"] == "2", "only the new predicates match some of it"
-    assert story.ids() + again.ids() == [1, 2, 3, 4, 5]

@@ -18,6 +18,8 @@ positions = st.builds(
     seq=st.integers(0, 2**64 - 1),
     cursor=st.none() | text,
     predicates=st.none() | text,
+    attempts=st.lists(st.floats(0, 4e9), max_size=3).map(tuple),
+    heard_at=st.none() | st.floats(0, 4e9),
 )
 
 
@@ -33,6 +35,7 @@ def test_a_position_is_json_for_whoever_looks_at_the_topic():
         "predicates": "4f53cda18c2b",
     }
     assert json.loads(encode(Position(seq=7))) == {"seq": 7}
+    assert json.loads(encode(Position(seq=7, heard_at=1.5))) == {"seq": 7, "heard_at": 1.5}
 
 
 def test_members_of_a_later_release_are_passed_over():
@@ -43,7 +46,8 @@ def test_members_of_a_later_release_are_passed_over():
     "value",
     [
         b"", b"null", b"7", b"[]", b"{}", b'{"seq":null}', b'{"seq":"7"}', b'{"seq":1.5}', b'{"seq":7',
-        b'{"seq":7,"cursor":7}', b'{"seq":7,"attempts":null}', b'{"seq":7}{"seq":8}', b"\xff", b"not json",
+        b'{"seq":7,"cursor":7}', b'{"seq":7,"attempts":null}',
+        b'{"seq":7,"heard_at":"now"}', b'{"seq":7}{"seq":8}', b"\xff", b"not json",
     ],
 )  # fmt: skip
 def test_what_is_not_ours_is_refused(value):
@@ -72,6 +76,13 @@ def test_attempts_are_noted():
     assert decode(encode(later)).attempts == (1.5, 2.5)
     assert advance(later, 1).attempts == (1.5, 2.5)
     assert advance(later, 1, attempts=()).attempts == ()
+
+
+def test_when_the_upstream_was_heard_is_noted():
+    later = advance(START, 0, heard_at=0.0)
+    assert later.heard_at == 0.0
+    assert advance(later, 1).heard_at == 0.0
+    assert advance(later, 1, heard_at=2.5).heard_at == 2.5
 
 
 def test_a_cursor_may_be_reset():
