@@ -251,6 +251,11 @@ class Upstream:
         """Return what may have arrived, by id."""
         return self._bodies("/sent")
 
+    def deleted(self) -> dict[str, bool]:
+        """Return the ids of what may be gone, and whether it must be."""
+        lines = (json.loads(line) for line in self._get("/deleted").split(b"\n") if line)
+        return {line["id"]: line["owed"] for line in lines}
+
     def connections(self) -> list[dict[str, Any]]:
         """Return the ledger's connections."""
         found: list[dict[str, Any]] = json.loads(self._get("/ledger"))["connections"]
