@@ -436,11 +436,14 @@ class ScriptedUpstream:
 
     def _serve(self, connection: socket.socket, script: list[bytes | threading.Event]) -> None:
         with connection:
-            for part in script:
-                if isinstance(part, bytes):
-                    connection.sendall(part)
-                else:
-                    part.wait(PATIENCE_S)
+            try:
+                for part in script:
+                    if isinstance(part, bytes):
+                        connection.sendall(part)
+                    else:
+                        part.wait(PATIENCE_S)
+            except OSError:  # the client left while there was more to write
+                return
             while not self._ended.is_set():
                 connection.settimeout(0.2)
                 try:
