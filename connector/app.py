@@ -38,10 +38,6 @@ DRAIN_BUDGET_S = 9.0
 MAX_POLL_INTERVAL_S = 30.0
 """A poll thread silent for longer has lost its lease, and a process that stuck needs a restart."""
 
-HEARTBEATS = 10
-"""How many to a session. A broker that has just started refuses the first, and the next one is an interval
-later: what is read and not committed is lost with the lease, for an upstream that cannot send it again."""
-
 HOPELESS_S = 300.0
 """How long a refusal that only a person can mend is borne, unready, until the process ends: somebody may be
 about to mend it, and a process that comes back fresh says it again."""
@@ -70,11 +66,10 @@ async def run(settings: Settings) -> int:
         {
             **kafka,
             "group.id": settings.kafka.group,
-            "session.timeout.ms": int(settings.kafka.session_timeout_s * 1000),
-            "heartbeat.interval.ms": int(settings.kafka.session_timeout_s * 1000 / HEARTBEATS),
             "max.poll.interval.ms": int(MAX_POLL_INTERVAL_S * 1000),
         },
         settings.kafka.topics.predicates,
+        settings.kafka.session_timeout_s,
     )
     ops = settings.ops
 
@@ -134,7 +129,8 @@ async def _work(
     outbox = Outbox(settings.delivery.outbox_bytes)
 
     def restored(partition: int) -> Restored:
-        return restore(kafka, settings.kafka.group, names, partition, _RESTORE_TIMEOUT_S)
+        own = written.transactional_id if isinstance(written, Transactions) else ""
+        return restore(kafka, settings.kafka.group, names, partition, own, _RESTORE_TIMEOUT_S)
 
     supervisor = Supervisor(
         streams=settings.streams,

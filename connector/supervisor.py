@@ -115,8 +115,9 @@ class Supervisor:
                             self._load(partition)
                     case leases.Revoked(tenures, released):
                         # Stopped here and now: the next event may begin a new tenure.
-                        going = self._stop_all(tenures)
-                        self._tasks.create_task(self._give_back(going, released.set))
+                        for tenure in tenures:
+                            self._stop(tenure)
+                        self._tasks.create_task(self._give_back(tenures, released.set))
                     case leases.Lost(tenures):
                         for tenure in tenures:
                             self._end(tenure)
@@ -126,8 +127,10 @@ class Supervisor:
     async def drain(self) -> None:
         """Stop reading; return when everything read is committed."""
         self._draining = True
-        going = self._stop_all([one.tenure for one in self._owned.values()])
-        await self._give_back(going, lambda: None)
+        tenures = [one.tenure for one in self._owned.values()]
+        for tenure in tenures:
+            self._stop(tenure)
+        await self._give_back(tenures, lambda: None)
 
     def troubles(self) -> Iterable[str]:
         """Yield what keeps owned streams from delivering."""
@@ -257,12 +260,9 @@ class Supervisor:
             lifecycle=Lifecycle(stream=stream, metrics=self.metrics, resume=dialect.resume, wall=self.wall),
         )
 
-    def _stop_all(self, tenures: Iterable[Tenure]) -> list[Tenure]:
-        return [tenure for tenure in tenures if self._stop(tenure)]
-
-    async def _give_back(self, going: list[Tenure], done: Callable[[], None]) -> None:
+    async def _give_back(self, tenures: Iterable[Tenure], done: Callable[[], None]) -> None:
         """Commit what was read under tenures that are stopped."""
-        for tenure in going:
+        for tenure in tenures:
             await self.outbox.written(tenure)
             self.writer.abandon(tenure)
         done()
@@ -273,15 +273,14 @@ class Supervisor:
         self.writer.abandon(tenure)
         self.outbox.drop(tenure)
 
-    def _stop(self, tenure: Tenure) -> bool:
-        """Stop what runs under *tenure*; False if nothing does."""
+    def _stop(self, tenure: Tenure) -> None:
+        """Stop what runs under *tenure*, if anything does."""
         partition = self._owned.get(tenure.partition)
         if partition is None or partition.tenure != tenure:
-            return False
+            return
         del self._owned[tenure.partition]
         for subscription in partition.subscriptions.values():
             subscription.stop()
-        return True
 
     # Control records
 

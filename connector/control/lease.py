@@ -11,7 +11,6 @@ import contextlib
 import functools
 import itertools
 import queue
-import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
@@ -23,12 +22,26 @@ from confluent_kafka import OFFSET_BEGINNING as BEGINNING
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from connector.control import home
+from connector.control.proof import Pulse, has_generation, heard_at
 from connector.model import ControlRecord, Grant, Tenure
 
 log = structlog.get_logger("connector.lease")
 
 HANDOVER_BUDGET_S = 5.0
 """How long a planned hand-over may hold the group's rebalance while streams drain and commit."""
+
+HEARTBEATS = 10
+"""How many to a session, at least. A broker that has just started refuses the first, and the next one is an
+interval later: what is read and not committed is lost with the lease, for an upstream that cannot send it
+again."""
+
+HEARTBEAT_S = 0.5
+"""Longest interval. A member learns by its next heartbeat that there is something to share out anew, and what
+is to move waits for the last of them."""
+
+STALE = 0.8
+"""After this much of a session without a word from the coordinator streams are stopped: before the session is
+over, as another replica may start them then, and upstreams count connections."""
 
 _POLL_S = 0.2
 
@@ -45,7 +58,7 @@ class Assigned:
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
-    """These partitions go to another replica as soon as `released` is set, or the budget ends."""
+    """These partitions are taken away, or may be soon, once `released` is set or the budget ends."""
 
     tenures: frozenset[Tenure]
     released: threading.Event = field(default_factory=threading.Event)
@@ -87,17 +100,29 @@ LeaseEvent = Assigned | Revoked | Lost | Read | CaughtUp | Failed
 
 
 class Lease:
-    """Membership in the group, from `start` to `close`."""
+    """Membership in the group, from `start` to `close`.
 
-    def __init__(self, config: Mapping[str, object], topic: str) -> None:
+    It ends on its own where the process cannot keep it: streams stop when the coordinator, or the thread that
+    polls it, is silent for most of a session, and the group is left when the event loop is for a whole one.
+    Both come back by themselves.
+    """
+
+    def __init__(self, config: Mapping[str, object], topic: str, session_s: float) -> None:
         """Prepare, without touching the network.
 
         Args:
-            config: librdkafka properties: where Kafka is, and the group's id and session timeout.
+            config: librdkafka properties: where Kafka is, and the group's id.
             topic: the control topic.
+            session_s: silence after which the group takes a member for dead, in seconds.
         """
+        heartbeat_s = min(HEARTBEAT_S, session_s / HEARTBEATS)
+        self._session_s = session_s
         self._config = {
             **config,
+            "session.timeout.ms": int(session_s * 1000),
+            "heartbeat.interval.ms": int(heartbeat_s * 1000),
+            "statistics.interval.ms": int(heartbeat_s * 1000),
+            "stats_cb": self._on_statistics,
             "partition.assignment.strategy": "cooperative-sticky",
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -113,6 +138,9 @@ class Lease:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._polled_at = 0.0
+        self._heard_at = 0.0  # by the poll thread, from the coordinator
+        self._pulse = Pulse(2 * _POLL_S)
+        self._suspended: Revoked | None = None
         self._refused = (-_REFUSED_FOR_S, "")
         self._due: queue.SimpleQueue[Mapping[int, int]] = queue.SimpleQueue()  # offsets by partition
 
@@ -153,7 +181,16 @@ class Lease:
 
     async def events(self) -> AsyncGenerator[LeaseEvent, None]:
         """Yield what happens to the lease and its topic, until `close`."""
-        while (event := await self._events.get()) is not _End.OF_LEASE:
+        while True:
+            try:
+                async with asyncio.timeout(self._stale_in_s()):
+                    event = await self._events.get()
+            except TimeoutError:
+                if (self._stale_in_s() or 0.0) <= 0.0:
+                    yield self._suspend()
+                continue
+            if event is _End.OF_LEASE:
+                return
             yield event
 
     async def close(self) -> None:
@@ -162,29 +199,79 @@ class Lease:
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
 
+    def _stale_in_s(self) -> float | None:
+        """Return how long the last proof of life counts yet; None if nothing hangs on it."""
+        if self._suspended is not None or not self._grant.tenures:
+            return None
+        return self._heard_at + STALE * self._session_s - time.monotonic()
+
+    def _suspend(self) -> Revoked:
+        """Stop what is owned before others start it; in the loop, as the poll thread may be stuck itself."""
+        silent_s = time.monotonic() - self._heard_at
+        self._suspended = Revoked(self._grant.tenures)
+        partitions = _numbers(self._suspended.tenures)
+        log.warning("lease.suspended", partitions=partitions, silent_s=round(silent_s, 1))
+        return self._suspended
+
     def _run(self) -> None:
         """Poll until stopped. Everything below runs in this thread, callbacks included."""
         try:
-            consumer = Consumer(self._config)
-            consumer.subscribe(
-                [self._topic],
-                on_assign=self._on_assign,
-                on_revoke=self._on_revoke,
-                on_lost=self._on_lost,
-            )
             while not self._stopping.is_set():
-                messages = consumer.consume(500, _POLL_S)
-                self._polled_at = time.monotonic()
-                self._refresh(consumer)
-                self._hand_over(messages)
-                self._commit_due(consumer)
-            self._commit_due(consumer)
-            consumer.close()
+                self._take_part()
+                while self._pulse.silent_s and not self._stopping.wait(_POLL_S):
+                    pass
         except Exception as error:  # noqa: BLE001 (a thread's only way to be heard)
             self._tell(Failed(error))
         finally:
             self._regrant(Grant())
             self._tell(_End.OF_LEASE)
+
+    def _take_part(self) -> None:
+        """Be a member of the group until stopped, or until the event loop is stuck."""
+        consumer = Consumer(self._config)
+        consumer.subscribe(
+            [self._topic],
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
+        while not self._stopping.is_set():
+            messages = consumer.consume(500, _POLL_S)
+            self._polled_at = time.monotonic()
+            self._pulse.poll(self._polled_at, self._in_loop)
+            if self._pulse.silent_s >= self._session_s:
+                log.error("lease.given_up", loop_silent_s=round(self._pulse.silent_s, 1))
+                self._lose(self._grant.tenures)
+                break
+            self._refresh(consumer)
+            self._hand_over(messages)
+            self._resume(consumer)
+            self._commit_due(consumer)
+        self._commit_due(consumer)
+        consumer.close()
+
+    def _on_statistics(self, statistics: str) -> None:
+        if (at := heard_at(statistics, time.monotonic())) is not None:
+            self._heard_at = at
+
+    def _resume(self, consumer: Consumer) -> None:
+        """Begin anew with what was suspended and is still ours, once its streams have stopped."""
+        suspended = self._suspended
+        is_stale = time.monotonic() - self._heard_at > STALE * self._session_s
+        if suspended is None or is_stale or not suspended.released.is_set():
+            return
+        ours = suspended.tenures & self._grant.tenures
+        try:
+            for tenure in ours:
+                consumer.seek(TopicPartition(self._topic, tenure.partition, BEGINNING))
+        except KafkaException as error:  # in the middle of a rebalance
+            log.debug("lease.resume_failed", detail=str(error))
+            return
+        added = self._tenures(ours)
+        self._regrant(Grant(self._grant.tenures - ours | added, self._grant.metadata))
+        self._suspended = None
+        log.info("lease.resumed", partitions=_numbers(added))
+        self._tell(Assigned(added))
 
     def _hand_over(self, messages: list[Message]) -> None:
         records: list[ControlRecord] = []
@@ -234,13 +321,14 @@ class Lease:
         never older than the generation that proves it.
         """
         metadata = consumer.consumer_group_metadata()
-        if not _has_generation(metadata):
+        if not has_generation(metadata):
             metadata = None
         if metadata != self._grant.metadata:
             self._regrant(Grant(self._grant.tenures, metadata))
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        added = frozenset(Tenure(one.partition, next(self._terms)) for one in partitions)
+        self._heard_at = time.monotonic()
+        added = self._tenures(partitions)
         for partition in partitions:
             partition.offset = BEGINNING  # the topic is a table: all of it is needed
         consumer.incremental_assign(partitions)
@@ -258,18 +346,32 @@ class Lease:
         if gone and not self._stopping.is_set():
             revoked = Revoked(gone)
             self._tell(revoked)
-            in_time = revoked.released.wait(HANDOVER_BUDGET_S)
+            in_time = self._released(revoked)
             log.info("lease.revoked", partitions=_numbers(gone), drained=in_time)
             self._commit_due(consumer)
         self._regrant(Grant(self._grant.tenures - gone, self._grant.metadata))
         consumer.incremental_unassign(partitions)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        gone = self._tenures_of(partitions)
+        self._lose(self._tenures_of(partitions))
+        consumer.incremental_unassign(partitions)
+
+    def _lose(self, gone: frozenset[Tenure]) -> None:
         self._regrant(Grant(self._grant.tenures - gone, None))
         log.warning("lease.lost", partitions=_numbers(gone))
         self._tell(Lost(gone))
-        consumer.incremental_unassign(partitions)
+
+    def _released(self, revoked: Revoked) -> bool:
+        """Wait until the streams of *revoked* have stopped; the wait is no sign of a stuck thread."""
+        give_up_at = time.monotonic() + HANDOVER_BUDGET_S
+        while not revoked.released.wait(_POLL_S):
+            self._polled_at = self._heard_at = time.monotonic()
+            if self._polled_at > give_up_at:
+                return False
+        return True
+
+    def _tenures(self, partitions: Iterable[TopicPartition | Tenure]) -> frozenset[Tenure]:
+        return frozenset(Tenure(one.partition, next(self._terms)) for one in partitions)
 
     def _tenures_of(self, partitions: list[TopicPartition]) -> frozenset[Tenure]:
         numbers = {partition.partition for partition in partitions}
@@ -290,15 +392,3 @@ class Lease:
 
 def _numbers(tenures: frozenset[Tenure]) -> list[int]:
     return sorted(tenure.partition for tenure in tenures)
-
-
-def _has_generation(metadata: bytes | None) -> bool:
-    """Whether serialised group metadata names a generation.
-
-    Without one (``-1``) the broker takes the offsets of anybody, so such metadata fences nothing.
-    librdkafka writes ``CGMDv2:`` and the generation as an int32 in the machine's byte order
-    (`rd_kafka_consumer_group_metadata_write`).
-    """
-    if metadata is None or not metadata.startswith(b"CGMDv2:"):
-        return False
-    return int.from_bytes(metadata[7:11], sys.byteorder, signed=True) >= 0

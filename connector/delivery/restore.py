@@ -3,6 +3,10 @@
 Blocking; runs in a thread. The order of the three steps matters: committed offsets first (which waits for
 a predecessor's pending transaction), then the end of the positions, then the positions up to that end.
 Any other order can miss what a predecessor was just committing.
+
+One that died in the middle of a transaction leaves it open until brokers lose patience with it, which takes
+many times as long as the lease took. Whoever waits for it ends it: by taking over its transactional id, which
+the offset it committed last bears.
 """
 
 from __future__ import annotations
@@ -12,13 +16,20 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from connector.delivery import journal, positions
 from connector.delivery.journal import Page
+from connector.delivery.transactions import author, fence
 from connector.model import Position, StreamId, Topics
 
+log = structlog.get_logger("connector.restore")
+
 _CALL_TIMEOUT_S = 5.0
+
+_PENDING_S = 0.5
+"""A transaction that is pending for longer has no owner any more: they take some milliseconds to commit."""
 
 
 @dataclass(slots=True)
@@ -58,7 +69,7 @@ class Restored:
 
 
 def restore(
-    kafka: Mapping[str, object], group: str, topics: Topics, partition: int, timeout_s: float
+    kafka: Mapping[str, object], group: str, topics: Topics, partition: int, own: str, timeout_s: float
 ) -> Restored:
     """Read what is committed for control partition *partition*.
 
@@ -67,6 +78,7 @@ def restore(
         group: the consumer group whose offsets count control records.
         topics: their names.
         partition: of the control topic, and of the positions topic.
+        own: this process's transactional id, whose transactions end by themselves; empty without one.
         timeout_s: must exceed the brokers' patience with a dead owner's open transaction.
 
     Raises:
@@ -81,27 +93,60 @@ def restore(
         "auto.offset.reset": "earliest",
         "fetch.wait.max.ms": 50,
     }
-    # Never subscribed, so it does not join the group; and a look-up never queues behind a poll.
-    with _consumer({**config, "isolation.level": "read_committed"}) as consumer:
-        handled = _committed(consumer, TopicPartition(topics.predicates, partition), deadline_at)
-        with _consumer({**config, "isolation.level": "read_uncommitted"}) as uncommitted:
-            mirror = TopicPartition(topics.positions, partition)
-            start, end = uncommitted.get_watermark_offsets(mirror, timeout=_CALL_TIMEOUT_S)
-        restored = Restored(handled)
+    control = TopicPartition(topics.predicates, partition)
+    mirror = TopicPartition(topics.positions, partition)
+    # Never subscribed, so they do not join the group; and a look-up never queues behind a poll.
+    with (
+        _consumer({**config, "isolation.level": "read_committed"}) as committed,
+        _consumer({**config, "isolation.level": "read_uncommitted"}) as uncommitted,
+    ):
+        predecessor = _Predecessor(kafka, uncommitted, control, own)
+        restored = Restored(_handled(committed, control, predecessor, deadline_at))
+        start, end = uncommitted.get_watermark_offsets(mirror, timeout=_CALL_TIMEOUT_S)
         if start < end:
             mirror.offset = start
-            _read(consumer, mirror, end, deadline_at, restored)
+            _read(committed, mirror, end, predecessor, deadline_at, restored)
     return restored
 
 
-def _committed(consumer: Consumer, control: TopicPartition, deadline_at: float) -> int:
+@dataclass(slots=True)
+class _Predecessor:
+    """Whoever committed last under a lease that is ours now."""
+
+    kafka: Mapping[str, object]
+    uncommitted: Consumer  # sees the offset committed last, where a pending one holds others up
+    control: TopicPartition
+    own: str
+    _is_fenced: bool = False
+
+    def fence(self) -> None:
+        """End what it left open; once, as one that is alive goes on, with what is no longer in the way."""
+        if self._is_fenced:
+            return
+        self._is_fenced = True
+        try:
+            (found,) = self.uncommitted.committed([self.control], timeout=_CALL_TIMEOUT_S)
+            its = author(found.metadata)
+            if its and its != self.own:
+                fence(self.kafka, its)
+                log.info("predecessor.fenced", partition=self.control.partition, transactional_id=its)
+        except KafkaException as error:
+            log.warning("predecessor.not_fenced", partition=self.control.partition, error=str(error))
+
+
+def _handled(
+    committed: Consumer, control: TopicPartition, predecessor: _Predecessor, deadline_at: float
+) -> int:
     """Return the committed offset; waits while a transaction on it is pending."""
+    timeout_s = _PENDING_S
     while True:
         try:
-            (found,) = consumer.committed([control], timeout=_CALL_TIMEOUT_S)
+            (found,) = committed.committed([control], timeout=timeout_s)
         except KafkaException:
             if time.monotonic() > deadline_at:
                 raise
+            predecessor.fence()
+            timeout_s = _CALL_TIMEOUT_S
         else:
             if found.error is not None:
                 raise KafkaException(found.error)
@@ -109,15 +154,18 @@ def _committed(consumer: Consumer, control: TopicPartition, deadline_at: float) 
 
 
 def _read(
-    consumer: Consumer,
+    committed: Consumer,
     mirror: TopicPartition,
     end: int,
+    predecessor: _Predecessor,
     deadline_at: float,
     into: Restored,
 ) -> None:
-    consumer.assign([mirror])
+    committed.assign([mirror])
+    came_at = time.monotonic()
     while True:
-        for message in consumer.consume(1000, 0.2):
+        for message in committed.consume(1000, 0.2):
+            came_at = time.monotonic()
             error = message.error()
             if error is None:
                 key, value = message.key(), message.value()
@@ -127,6 +175,8 @@ def _read(
                 raise KafkaException(error)
             elif (message.offset() or 0) >= end:
                 return
+        if time.monotonic() - came_at > _PENDING_S:
+            predecessor.fence()
         if time.monotonic() > deadline_at:
             raise KafkaException(
                 KafkaError(KafkaError._TIMED_OUT, f"positions {mirror.partition} up to {end}")  # noqa: SLF001

@@ -158,3 +158,20 @@ class Transactions:
     def close(self) -> None:
         """Let go of the producer; an open transaction is left to its successor."""
         self._producer = None
+
+
+def author(metadata: str | None) -> str:
+    """Return the transactional id in the metadata of a committed offset; empty if none is there."""
+    return (metadata or "").rpartition(" ")[0]
+
+
+def fence(kafka: Mapping[str, object], transactional_id: str) -> None:
+    """End the open transaction of a process that is dead, or has lost its lease.
+
+    If it is alive, its next call fails, and it goes on with a new producer.
+
+    Raises:
+        KafkaException: Kafka did not answer, or refused.
+    """
+    producer, _ = make({**properties(kafka, 1 << 20), "transactional.id": transactional_id})
+    producer.init_transactions(CALL_TIMEOUT_S)
