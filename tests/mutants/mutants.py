@@ -1,6 +1,6 @@
 """Puts bugs into the connector on purpose, one at a time, and demands that the tests named for each go red.
 
-    python tests/mutants/mutants.py [NAME ...] [--jobs N] [--list]
+    python tests/mutants/mutants.py [--only NAME,NAME] [--jobs N] [--list]
 
 A mutant is a table of `mutants.toml`. Each gets a copy of the working tree; nothing is changed here. First
 all the named tests have to be green without any. The exit code is 1 if one survives, or no longer applies.
@@ -197,6 +197,7 @@ def pytest(tree: Path, tests: Sequence[str], timeout_s: float) -> Run:
     """Run *tests* in *tree*; when it returns, no process of theirs is left."""
     report, output = tree.parent / "report.xml", tree.parent / "output"
     options = ["-q", "-p", _PLUGIN, "-p", "no:cacheprovider", f"--basetemp={tree.parent / 'temporary'}"]
+    options += ["-o", "junit_family=xunit1"]  # which has the files' names
     command = [sys.executable, "-m", "pytest", *options, f"--junitxml={report}", *tests]
     with output.open("wb") as sink:
         process = subprocess.Popen(
@@ -223,7 +224,7 @@ def pytest(tree: Path, tests: Sequence[str], timeout_s: float) -> Run:
     skipped: list[str] = []
     if report.exists():
         for case in ET.parse(report).iter("testcase"):
-            name = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+            name = f"{case.get('file')}::{case.get('name')}"
             if (failure := case.find("failure")) is not None:
                 failed[name] = failure.get("message") or ""
             if case.find("skipped") is not None:
@@ -259,13 +260,7 @@ def judge(mutant: Mutant) -> Result:
 
 def covers(test: str, name: str) -> bool:
     """Whether the case *name* is one that *test* stands for: a file, a function or a single case."""
-    # A class is part of the file's name in a report.
-    file, _, rest = test.partition("::")
-    plain = "::".join([file.removesuffix(".py") + "".join(f"/{part}" for part in rest.split("::")[:-1]) + ".py"])
-    case = rest.split("::")[-1]
-    if not case:
-        return name.startswith(f"{file}::")
-    return name == f"{plain}::{case}" or name.startswith(f"{plain}::{case}[")
+    return name == test or name.startswith((f"{test}::", f"{test}["))
 
 
 @contextlib.contextmanager
@@ -302,15 +297,18 @@ def baseline(mutants: Sequence[Mutant]) -> str | None:
 
 def main() -> int:
     """Judge the mutants, and say what became of each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="those alone; all without")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", type=lambda names: set(names.split(",")), help="these alone, by name")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
     parser.add_argument("--list", action="store_true", help="say what there is")
     arguments = parser.parse_args()
     mutants = load()
-    if unknown := set(arguments.names) - {mutant.name for mutant in mutants}:
+    only = arguments.only or {mutant.name for mutant in mutants}
+    if unknown := only - {mutant.name for mutant in mutants}:
         parser.error(f"no such mutant: {' '.join(sorted(unknown))}")
-    chosen = [mutant for mutant in mutants if mutant.name in arguments.names or not arguments.names]
+    chosen = [mutant for mutant in mutants if mutant.name in only]
     if arguments.list:
         for mutant in chosen:
             print(f"{mutant.name:40} {mutant.breaks}")
