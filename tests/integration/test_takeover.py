@@ -21,7 +21,7 @@ from connector.model import Position
 _Event = TypeVar("_Event", bound=LeaseEvent)
 
 NOT_YET_S = 3.0
-"""How long nothing may happen that must wait for the test: much longer than it takes where it does not wait."""
+"""How long nothing may happen that must wait for the test: much longer than where it does not wait."""
 
 
 @pytest.fixture
