@@ -6,7 +6,7 @@ LOCK := pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit flow faults fuzz integration docs format kafka kafka-stop lock dist clean
+.PHONY: help demo test check unit flow faults fuzz mutants integration docs format kafka kafka-stop lock dist clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -34,6 +34,10 @@ faults: .venv/.ready ## the reader against servers that stall, lie and break off
 
 fuzz: .venv/.ready ## five million hostile inputs for each parser of the stream; FUZZ_INPUTS=n for another number
 	$(BIN)/python tests/fuzz/fuzz.py --inputs $(or $(FUZZ_INPUTS),5000000)
+
+mutants: .venv/.ready ## deliberate bugs, one at a time: the tests named for each must go red; ONLY=name,name JOBS=n
+	@test -n "$$CONNECTOR_TEST_BOOTSTRAP" || $(BIN)/python deploy/local/kafka.py fetch
+	$(BIN)/python tests/mutants/mutants.py $(if $(ONLY),--only $(ONLY)) --jobs $(or $(JOBS),2)
 
 integration: .venv/.ready ## against a real Kafka, started here or named by CONNECTOR_TEST_BOOTSTRAP
 	@test -n "$$CONNECTOR_TEST_BOOTSTRAP" || $(BIN)/python deploy/local/kafka.py fetch

@@ -161,6 +161,11 @@ async def test_backs_off_until_the_stream_is_healthy_not_until_the_first_200(loo
     assert looptime == 0.25 + 0.5 + 10 + 30
 
 
+async def test_a_200_with_a_late_first_byte_is_not_healthy_by_its_age(looptime) -> None:
+    script = Script([[Disconnected("x")], [OK, Wait(40), line(1), Disconnected("y")], [Disconnected("z")]])
+    assert await delays(script, 9) == [0.25, 0.5, 0.75]
+
+
 async def test_keep_alives_alone_make_a_stream_healthy(looptime) -> None:
     script = Script([[Disconnected("x")], [OK, b"\r\n", Wait(30), Disconnected("y")], [Disconnected("z")]])
     assert await take(reader(script), 9) == [

@@ -707,6 +707,18 @@ async def test_a_candidate_lost_during_the_drain_loses_and_doubles_nothing(overr
     assert story.answers()[1] == ["accepted", "applied"]
 
 
+@pytest.mark.parametrize("end", ["stop", "loss of the old connection"])
+async def test_what_a_candidate_brought_before_it_was_lost_goes_out_whatever_follows(end, looptime) -> None:
+    old = [OK, *flow(1, 6, 0.4), Disconnected("reset") if end != "stop" else Hang()]
+    story = Story(old, [OK, lines(50, 51), Disconnected("reset")], [Wait(100)])
+    async with story.running():
+        story.publish("a")
+        await asyncio.sleep(1)
+        story.publish("b")
+        await asyncio.sleep(8)
+    assert sorted(story.ids()) == [*range(1, 7), 50, 51]
+
+
 async def test_positions_follow_the_old_connection_until_the_switch(looptime) -> None:
     """So a crash in between resumes as if there had been no overlap; also one in the middle of a chunk."""
     old = [OK, *flow(1, 6, 0.4), lines(7, 8), Hang()]

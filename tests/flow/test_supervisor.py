@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from connector.control.answers import Answers, Change
 from connector.control.home import home
 from connector.control.lease import Assigned, CaughtUp, Failed, LeaseEvent, Lost, Read, Revoked
 from connector.delivery.dedupe import Window
+from connector.delivery.deletions import Deletions
 from connector.delivery.outbox import Entry, Outbox
 from connector.delivery.restore import Restored
 from connector.errors import BadStatus
@@ -102,9 +104,11 @@ class Ledger:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Tenure]] = []
+        self.adopted: dict[Tenure, Restored] = {}
 
     def adopt(self, tenure: Tenure, restored: Restored) -> None:
         self.calls.append(("adopt", tenure))
+        self.adopted[tenure] = restored
 
     def abandon(self, tenure: Tenure) -> None:
         self.calls.append(("abandon", tenure))
@@ -169,9 +173,10 @@ class Replica:
         return [None if one.closed_at is None else round(one.closed_at, 2) for one in self.script.attempts]
 
 
-def settings(name: str) -> StreamSettings:
+def settings(name: str, **override: object) -> StreamSettings:
+    debounce = {"min_s": 120, "max_s": 600}
     return StreamSettings.model_validate(
-        {"url": f"http://upstream/{name}", "override": RESUMABLE, "debounce": {"min_s": 120, "max_s": 600}}
+        {"url": f"http://upstream/{name}", "override": {**RESUMABLE, **override}, "debounce": debounce}
     )
 
 
@@ -616,9 +621,34 @@ async def test_a_stream_goes_on_from_what_the_log_says_of_it() -> None:
     async with running([Opened(), lines(2, 3, 4), Hang()], restore=restore) as replica:
         await replica.own(record(0, "tech", "kafka"))
         await asyncio.sleep(5)
+    assert replica.ledger.adopted == {FIRST: restore.content[HOME]}
     assert replica.script.attempts[0].form["since_seq"] == "1"
     assert replica.sink.ids == [4]
     assert replica.sink.events("stream.gap") == []
+
+
+async def test_what_was_deleted_before_a_restart_stays_deleted() -> None:
+    _, notes = Deletions("tech", {}).take([Status("2", None)], time.time())
+    log = Entry(tenure=FIRST, stream="tech", version="v", notes=notes)
+    restore = Restore({HOME: replace(restored([log]), handled=1)})
+    async with running([Opened(), lines(1, 2, 3), Hang()], restore=restore) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        await asyncio.sleep(5)
+    assert replica.sink.ids == [1, 3]
+
+
+async def test_the_attempts_of_the_process_before_count() -> None:
+    now = time.time()
+    log = Entry(tenure=FIRST, stream="tech", version="v", attempts=(now, now))
+    restore = Restore({HOME: replace(restored([log]), handled=1)})
+    async with running(LIVE, restore=restore) as replica:
+        replica.supervisor.streams = {"tech": settings("tech", budget={"attempts": 2, "window_s": 900})}
+        replica.supervisor.wall = lambda: now + 100
+        await replica.own(record(0, "tech", "kafka"))
+        await asyncio.sleep(5)
+    (deferred,) = replica.sink.events("connection.deferred")
+    assert deferred.data["wait_s"] == 800
+    assert replica.script.attempts == []
 
 
 @pytest.mark.parametrize("was_wanted", [True, False])

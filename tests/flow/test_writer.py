@@ -508,6 +508,29 @@ async def test_after_a_fence_the_next_batch_has_the_proof_of_that_moment(looptim
     assert [batch.metadata for batch in running.log.batches] == [b"fresh"]
 
 
+@pytest.mark.looptime(idle_timeout=5)
+async def test_a_batch_keeps_the_proof_of_the_moment_in_which_it_was_formed() -> None:
+    """Else it would pass for what another owner, in between, may have written already."""
+    writer = Writer(log=FakeLog(), commit_interval_s=0)
+    writer.adopt(HOME, Restored())
+    running = Running(writer, writer.log, Outbox(1 << 30), Lease(HOME, metadata=b"formed"))
+    loop, is_written_on = asyncio.get_running_loop(), threading.Event()
+
+    def renew() -> None:
+        running.lease.give(HOME, metadata=b"renewed")
+        loop.call_soon(loop.call_soon, is_written_on.set)  # once whoever waits for it has heard of it
+
+    def meanwhile() -> None:
+        loop.call_soon_threadsafe(renew)
+        assert is_written_on.wait(5)
+
+    running.log.fails.append(Fails(None, meanwhile=meanwhile))
+    running.put(1)
+    await running.end()
+    await writer.close()
+    assert [batch.metadata for batch in running.log.batches] == [b"formed"]
+
+
 async def test_offsets_are_sent_for_what_is_carried_alone() -> None:
     running = writing(owned=(HOME, AWAY))
     running.put(1, handled=5)

@@ -126,6 +126,24 @@ def test_a_planned_restart_resumes_where_it_stopped(kafka: Kafka, tmp_path: Path
         assert kafka.answers() == {(STREAM, 0): ["accepted", "applied"]}
 
 
+def test_what_was_read_is_committed_before_the_end(kafka: Kafka, tmp_path: Path) -> None:
+    """Of a stream that cannot resume, at a pace at which all of it still waits when the process is told."""
+    bodies = [b'{"id_str":"%d","text":"x"}' % number for number in range(500)]
+    with (
+        ScriptedUpstream([OK_HEADERS, *map(announced, bodies)]) as upstream,
+        Connector(
+            tmp_path, kafka, {STREAM: stream(upstream.url)}, delivery={"commit_interval_s": 4}
+        ) as connector,
+    ):
+        connector.create_topics().start()
+        kafka.publish(STREAM, {"track": ["kafka"]})
+        size = sum(len(b"%d\r\n%s\r\n" % (len(body) + 2, body)) for body in bodies)
+        read = f'connector_upstream_bytes_total{{stream="{STREAM}"}} {float(size)}'
+        eventually(lambda: read in connector.ops("/metrics")[1], "all of it is read")
+        assert connector.stop()[0] == 0
+    assert [one.value for one in sorted(kafka.delivered(), key=lambda one: one.seq)] == bodies
+
+
 def test_removing_the_last_predicate_stops_the_stream(kafka: Kafka, tmp_path: Path) -> None:
     """A tombstone takes a contribution back; without any, no connection is held."""
     with (
