@@ -39,7 +39,11 @@ class Cluster:
         own, *ports = (one.getsockname()[1] for one in reserved)
         for one in reserved:
             one.close()
-        heard, told, kinds = [f"BROKER://127.0.0.1:{own}"], [f"BROKER://127.0.0.1:{own}"], ["BROKER:PLAINTEXT"]
+        heard, told, kinds = (
+            [f"BROKER://127.0.0.1:{own}"],
+            [f"BROKER://127.0.0.1:{own}"],
+            ["BROKER:PLAINTEXT"],
+        )
         for number, (link, port) in enumerate(zip(links.links, ports, strict=True)):
             link.to_port = port
             heard.append(f"LINK{number}://127.0.0.1:{port}")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 NAMED = 8
@@ -107,15 +108,27 @@ def disordered(visible: Iterable[Visible], core: Mapping[str, Collection[int]]) 
         core: the upstream's numbers that were asked for throughout, by stream. What is asked for for a while
             only may come from a connection of its own, which nothing keeps in step with the older one.
     """
-    found = []
+    return [
+        Violation(f"order of {what}", f"{stream} in partition {partition}: {_some(pairs)}")
+        for stream, partition, what, pairs in inversions(visible, core)
+    ]
+
+
+def inversions(
+    visible: Iterable[Visible], core: Mapping[str, Collection[int]]
+) -> Iterator[tuple[str, int, str, list[tuple[int, int]]]]:
+    """Yield neighbours in the wrong order: stream, partition, by what, and the pairs."""
     for (stream, partition), its in _by_place(visible).items():
         seqs = [one.seq for one in its]
         numbers = [one.number for one in its if one.number in core.get(stream, ())]
         for what, row in (("seq", seqs), ("upstream", numbers)):
-            if inverted := [(one, two) for one, two in zip(row, row[1:], strict=False) if one > two]:
-                detail = f"{stream} in partition {partition}: {_some(inverted)}"
-                found.append(Violation(f"order of {what}", detail))
-    return found
+            if inverted := [(one, two) for one, two in pairwise(row) if one > two]:
+                yield stream, partition, what, inverted
+
+
+def altered(bodies: Iterable[tuple[Visible, bytes, bytes]]) -> list[Violation]:
+    """Find what has other bytes than the upstream's; each comes with those found and those meant."""
+    return [Violation("a status keeps its bytes", str(one)) for one, found, meant in bodies if found != meant]
 
 
 def unknown(visible: Iterable[Visible], sent: Mapping[str, Collection[int]]) -> list[Violation]:
@@ -165,9 +178,7 @@ def unstable(watched: Sequence[Visible], final: Iterable[Visible]) -> list[Viola
     return found
 
 
-def untold(
-    missing: Mapping[str, Mapping[int, Span]], gaps: Iterable[Gap], slack_s: float
-) -> list[Violation]:
+def untold(missing: Mapping[str, Mapping[int, Span]], gaps: Iterable[Gap], slack_s: float) -> list[Violation]:
     """Find missing statuses that no event tells of.
 
     Args:
@@ -234,10 +245,14 @@ def lagging(committed: Mapping[int, int], last: Mapping[int, int]) -> list[Viola
     ]
 
 
-def not_in_force(asked: Mapping[str, Collection[str]], wanted: Mapping[str, Collection[str]]) -> list[Violation]:
+def not_in_force(
+    asked: Mapping[str, Collection[str]], wanted: Mapping[str, Collection[str]]
+) -> list[Violation]:
     """Find streams that ask for something else than their publishers do together."""
     return [
-        Violation("what is in force is the union", f"{stream}: {sorted(asked.get(stream, ()))}, not {sorted(its)}")
+        Violation(
+            "what is in force is the union", f"{stream}: {sorted(asked.get(stream, ()))}, not {sorted(its)}"
+        )
         for stream, its in sorted(wanted.items())
         if set(asked.get(stream, ())) != set(its)
     ]
@@ -281,7 +296,9 @@ def badly_ended(codes: Mapping[str, int | None]) -> list[Violation]:
     ]
 
 
-def union(records: Iterable[tuple[bytes | None, bytes | None]], streams: Collection[str]) -> dict[str, set[str]]:
+def union(
+    records: Iterable[tuple[bytes | None, bytes | None]], streams: Collection[str]
+) -> dict[str, set[str]]:
     """Return what publishers together ask of each stream, by their control records in order.
 
     A bad record changes nothing; of a key the last good one counts.

@@ -1,6 +1,6 @@
 """Ends the processes that it was told of when whoever told it is gone, however that happened.
 
-    python leash.py        reads "+PID" and "-PID", one a line, until its standard input ends
+python leash.py        reads "+PID" and "-PID", one a line, until its standard input ends
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 from harness import pace
 
@@ -74,7 +74,11 @@ class Stage:
     def owners(self) -> dict[str, set[int]]:
         """Return which control partitions are whose, by replica, as the group has it."""
         admin = AdminClient({"bootstrap.servers": self.cluster.bootstrap, "log_level": 0})
-        group = admin.describe_consumer_groups([self.group], request_timeout=10)[self.group].result(15)
+        asked = admin.describe_consumer_groups([self.group], request_timeout=10)[self.group]
+        try:
+            group = asked.result(15)
+        except KafkaException:  # it has no coordinator just now
+            return {}
         owned: dict[str, set[int]] = {}
         for member in group.members:
             parts = {one.partition for one in member.assignment.topic_partitions}

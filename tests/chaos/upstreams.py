@@ -31,7 +31,7 @@ class Failing:
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
         self._refused_until = 0.0
-        self._open = set[web.Request]()
+        self._open: list[web.Request] = []  # they have no hash
 
     async def serve(self, request: web.Request, handler: Any) -> web.StreamResponse:
         """Answer a request to the upstream, or to this."""
@@ -54,11 +54,11 @@ class Failing:
             return await handler(request)
         if now < self._refused_until:
             return web.Response(status=503, text="Over capacity\n")
-        self._open.add(request)
+        self._open.append(request)
         try:
             return await handler(request)
         finally:
-            self._open.discard(request)
+            self._open.remove(request)
 
 
 async def _serve(options: dict[str, dict[str, Any]]) -> None:
