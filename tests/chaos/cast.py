@@ -243,10 +243,15 @@ class Replica:
         self._leash.let_go(self.process)
         self._forget()
 
-    def stop(self, within_s: float = 60) -> int | None:
-        """Ask it to end; return the exit code, or None if it had to be killed."""
+    def ask_to_end(self) -> None:
+        """Send it SIGTERM: once, since a second one kills whoever has taken down its handler."""
+        self.signal(signal.SIGTERM)
+
+    def stop(self, within_s: float = 60, *, is_asked: bool = False) -> int | None:
+        """Ask it to end, unless it *is_asked*; return the exit code, or None if it had to be killed."""
         assert self.process is not None
-        self.process.terminate()
+        if not is_asked:
+            self.ask_to_end()
         give_up_at = time.monotonic() + within_s
         while self.process.poll() is None and time.monotonic() < give_up_at:
             pace(0.05)

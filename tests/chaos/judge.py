@@ -185,8 +185,8 @@ class Judge:
     def _end(self) -> dict[str, int | None]:
         for one in self.stage.usual:
             if one.process is not None:
-                one.process.terminate()
-        return {one.name: one.stop() for one in self.stage.usual if one.process is not None}
+                one.ask_to_end()
+        return {one.name: one.stop(is_asked=True) for one in self.stage.usual if one.process is not None}
 
     def _on_its_way(self, stream: Stream, at: float) -> Span:
         """Return when a status was published that was due *at*, or held up: to when it may have been sent."""
