@@ -6,7 +6,8 @@ LOCK := pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit flow faults fuzz mutants integration docs format kafka kafka-stop lock dist clean
+.PHONY: help demo test check unit flow faults fuzz mutants integration docs format chaos chaos-table kafka kafka-stop \
+	lock dist clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -14,7 +15,7 @@ help: ## list the commands
 demo: .venv/.ready ## real Kafka + sample upstream + connector on this machine; DEMO_SECONDS=40 ends it by itself
 	@$(BIN)/connector demo $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS))
 
-test: check faults integration ## everything CI runs
+test: check faults integration chaos ## everything CI runs
 
 check: .venv/.ready ## formatting, lint, types, layers, unit and flow tests; under two minutes
 	$(BIN)/ruff format --check .
@@ -42,6 +43,15 @@ mutants: .venv/.ready ## deliberate bugs, one at a time: the tests named for eac
 integration: .venv/.ready ## against a real Kafka, started here or named by CONNECTOR_TEST_BOOTSTRAP
 	@test -n "$$CONNECTOR_TEST_BOOTSTRAP" || $(BIN)/python deploy/local/kafka.py fetch
 	$(BIN)/pytest -q -n $(or $(WORKERS),3) --dist worksteal tests/integration
+
+chaos: .venv/.ready ## replicas, network, Kafka and upstreams under faults; SEED=n, DURATION_S=n, RESULTS=file
+	@$(BIN)/python deploy/local/kafka.py fetch
+	@PYTHONPATH=tests:examples:deploy/local $(BIN)/python -m chaos --seed $(or $(SEED),1) \
+		--duration-s $(or $(DURATION_S),60) $(if $(REPLICAS),--replicas $(REPLICAS)) \
+		$(if $(STREAMS),--streams $(STREAMS)) $(if $(RESULTS),--results $(RESULTS))
+
+chaos-table: .venv/.ready ## the table of docs/chaos.md, from the figures in RESULTS=file
+	@PYTHONPATH=tests:examples:deploy/local $(BIN)/python -m chaos.table $(RESULTS)
 
 docs: .venv/.ready ## write the generated parts of the documentation anew
 	$(BIN)/python docs/generate.py
