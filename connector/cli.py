@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from connector.publisher import Publisher
     from connector.settings import Settings
     from connector.stream.dialect import Predicate
+    from connector.topics import Wanted
 
 EXIT_CONFIGURATION = 2
 EXIT_TOPICS = 3
@@ -82,22 +84,60 @@ def topics(
 ) -> None:
     """Show what the connector's topics must be, and whether they are."""
     settings = _settings(config)
-    from connector.topics import TIMEOUT_S, Cluster, wanted
+    from connector.topics import TIMEOUT_S, Cluster
 
-    kafka = settings.kafka
-    needed = wanted(kafka.topics.names(), kafka.control_partitions, kafka.status_partitions)
-    cluster = Cluster(kafka.properties(settings.replica), TIMEOUT_S)
-    longest = max(one.manners.framing.max_frame_bytes for one in settings.streams.values())
+    cluster = Cluster(settings.kafka.properties(settings.replica), TIMEOUT_S)
+    needed, statuses, longest = _needed(settings)
     try:
         with _kafka_errors(settings):
             if create:
                 for name in cluster.create(needed):
                     typer.echo(f"created {name}")
-            cluster.verify(needed, kafka.topics.statuses, longest)
+            cluster.verify(needed, statuses, longest)
     except ConnectorError as error:
         typer.echo(str(error).replace("; ", "\n"), err=True)
         raise typer.Exit(EXIT_TOPICS) from None
     typer.echo("all topics are there and fit")
+
+
+@main.command()
+def repartition(
+    predicates_from: Annotated[str, typer.Option("--predicates-from", help="The control topic until now.")],
+    positions_from: Annotated[str, typer.Option("--positions-from", help="The positions topic until now.")],
+    config: Config = None,
+) -> None:
+    """Change the number of control partitions: copy all that counts to new topics.
+
+    Stop all replicas. Give the configuration the new number (kafka.control_partitions) and new names
+    (kafka.topics.predicates, kafka.topics.positions), and create them: connector topics --create. Run this.
+    Start the replicas, and let publishers write to the new control topic. The old topics stay as they are.
+
+    It copies everything or nothing, and refuses while a replica runs, or if the new topics are in use.
+    """
+    settings = _settings(config)
+    from connector.repartition import Repartition
+    from connector.topics import TIMEOUT_S, Cluster
+
+    kafka, names = settings.kafka, settings.kafka.topics.names()
+    properties = kafka.properties(settings.replica)
+    try:
+        with _kafka_errors(settings):
+            Cluster(properties, TIMEOUT_S).verify(*_needed(settings))
+            copied = Repartition(
+                kafka=properties,
+                group=kafka.group,
+                old=replace(names, predicates=predicates_from, positions=positions_from),
+                new=names,
+                partitions=kafka.control_partitions,
+                session_timeout_s=kafka.session_timeout_s,
+            ).run()
+    except ConnectorError as error:
+        typer.echo(str(error).replace("; ", "\n"), err=True)
+        raise typer.Exit(EXIT_TOPICS) from None
+    typer.echo(
+        f"copied the positions of {copied.streams} streams, what {copied.keys} control keys ask for, "
+        f"and {copied.fresh} control records that are still to be answered"
+    )
 
 
 predicates = typer.Typer(help="What a stream asks its upstream for: publish, look, wait for the answer.")
@@ -236,6 +276,15 @@ def _settings(config: Path | None) -> Settings:
         for mistake in error.mistakes:
             typer.echo(mistake, err=True)
         raise typer.Exit(EXIT_CONFIGURATION) from None
+
+
+def _needed(settings: Settings) -> tuple[list[Wanted], str, int]:
+    """Return what the topics must be, the output topic's name, and the length of the longest status."""
+    from connector.topics import wanted
+
+    kafka, names = settings.kafka, settings.kafka.topics.names()
+    longest = max(one.manners.framing.max_frame_bytes for one in settings.streams.values())
+    return wanted(names, kafka.control_partitions, kafka.status_partitions), names.statuses, longest
 
 
 def _publish(

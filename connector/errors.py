@@ -1,6 +1,6 @@
 """Every exception the connector raises on purpose, as one tree.
 
-What each asks of whoever catches it: `ConfigurationError` and `TopicsMismatch` need a person,
+What each asks of whoever catches it: `ConfigurationError`, `TopicsMismatch` and `CopyRefused` need a person,
 `Disconnected` needs another attempt, `PredicatesRejected` needs an answer to its publisher, and
 `IllegalTransition` is a bug of ours.
 """
@@ -28,6 +28,10 @@ class ConfigurationError(ConnectorError):
 
 class TopicsMismatch(ConnectorError):
     """Topics are missing or unfit; the message names each and the command that mends it."""
+
+
+class CopyRefused(ConnectorError):
+    """Topics cannot be copied as things are; the message says what to do first. Nothing was copied."""
 
 
 class PredicatesRejected(ConnectorError):

@@ -254,7 +254,10 @@ class KafkaSettings(Group):
     password_file: SecretFile | None = None
     topics: TopicSettings = TopicSettings()
     control_partitions: PositiveInt = 6
-    """Partitions given to the control topic at its creation: as many replicas can share the streams."""
+    """Partitions of the control topic and of the positions: as many replicas can share the streams.
+
+    A stream's home hangs on it; ``connector repartition`` moves to topics with another number.
+    """
 
     status_partitions: PositiveInt = 6
     """Partitions given to the output topic at its creation."""

@@ -23,6 +23,11 @@ _CANNOT_TELL = frozenset(
     {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError._TIMED_OUT}  # noqa: SLF001 (its public name)
 )
 
+_WAY_OUT = (
+    "the number decides where each stream's state is, so none can just be added, and "
+    "`connector repartition --help` says how it is changed"
+)
+
 BATCH_OVERHEAD_BYTES = 16 * 1024
 """Room for key, headers and batch header beside a status in the topic's `max.message.bytes`."""
 
@@ -99,11 +104,18 @@ class Cluster:
     def missing(self, needed: list[Wanted]) -> list[str]:
         """Return the topics that are not there, or not to be seen, each with what Kafka says.
 
+        Also those whose partitions are not as many as they must be: somebody added some.
+
         Raises:
             KafkaException: no broker answered in time; trying again may help.
         """
-        told = self._told(topic.name for topic in needed)
-        return [f"{name}: {topic.error.str()}" for name, topic in told if topic.error is not None]
+        missing = []
+        for topic, (name, there) in zip(needed, self._told(one.name for one in needed), strict=True):
+            if there.error is not None:
+                missing.append(f"{name}: {there.error.str()}")
+            elif topic.exact and len(there.partitions) != topic.partitions:
+                missing.append(f"{name}: {_number(len(there.partitions))} instead of {topic.partitions}")
+        return missing
 
     def _told(self, names: Iterable[str]) -> Iterator[tuple[str, TopicMetadata]]:
         """Ask for each topic by its name: a cluster may have thousands of others."""
@@ -124,12 +136,7 @@ class Cluster:
         """
         there = self.partitions(topic.name for topic in needed)
         wrong = [f"topic {topic.name!r} is missing" for topic in needed if topic.name not in there]
-        control, mirror = needed[0], needed[1]
-        if not wrong and there[control.name] != there[mirror.name]:
-            wrong.append(
-                f"topic {mirror.name!r} has {there[mirror.name]} partitions, but must have "
-                f"{there[control.name]} like {control.name!r}"
-            )
+        wrong += _miscounted(needed[0], needed[1], there)
         present = [topic.name for topic in needed if topic.name in there]
         configs = self._configs(present) if present else {}
         for topic in needed:
@@ -148,7 +155,7 @@ class Cluster:
                 )
         if wrong:
             raise TopicsMismatch("; ".join(wrong))
-        return there[control.name]
+        return there[needed[0].name]
 
     def create(self, needed: list[Wanted]) -> list[str]:
         """Create what is missing and return the names; existing topics are left as they are.
@@ -196,3 +203,22 @@ class Cluster:
             else:
                 told[resource.name] = {name: entry.value for name, entry in entries.items()}
         return told
+
+
+def _miscounted(control: Wanted, mirror: Wanted, there: Mapping[str, int]) -> Iterator[str]:
+    """Yield what is wrong with the numbers of partitions that a stream's home hangs on."""
+    if control.name not in there or mirror.name not in there:
+        return
+    has, mirrored, wanted = there[control.name], there[mirror.name], control.partitions
+    if has != mirrored:
+        must = f"must have {has} like {control.name!r}"
+        yield f"topic {mirror.name!r} has {_number(mirrored)}, but {must}: {_WAY_OUT}"
+    elif has != wanted:
+        yield (
+            f"topic {control.name!r} has {_number(has)}, but kafka.control_partitions is {wanted}: "
+            f"if it always had so many, set that to {has}. If not, {_WAY_OUT}"
+        )
+
+
+def _number(partitions: int) -> str:
+    return f"{partitions} partition" if partitions == 1 else f"{partitions} partitions"

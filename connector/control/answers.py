@@ -74,7 +74,7 @@ class Answers:
         """Note that *change* waits; it will be asked for in *due_in_s* seconds at the latest."""
         self.waiting.append(change)
         data = {"predicates": version, "due_in_s": round(due_in_s, 3)}
-        return Told([self._event("accepted", change, data)], [self._note(change, _NOTE.encode(change))])
+        return Told([self._event("accepted", change, data)], [note_waiting(self.stream, change)])
 
     def unchanged(self, change: Change, version: str) -> Told:
         """Say that *change* leaves what is asked for as it is."""
@@ -90,18 +90,37 @@ class Answers:
         those = set(carried)
         done = [one for one in self.waiting if one in those]
         self.waiting = [one for one in self.waiting if one not in those]
-        return Told([self._event(answer, one, data) for one in done], [self._note(one, None) for one in done])
+        return Told(
+            [self._event(answer, one, data) for one in done],
+            [Note(_key(self.stream, one), None) for one in done],
+        )
 
     def _event(self, answer: str, change: Change, data: Mapping[str, object]) -> Event:
         return Event(f"predicates.{answer}", self.stream, {**change.as_dict(), **data})
 
-    def _note(self, change: Change, value: bytes | None) -> Note:
-        return Note(f"{_WAITING}{self.stream}/{change.offset}", value)
+
+def note_waiting(stream: StreamId, change: Change) -> Note:
+    """Return the note that *change* has no last answer yet."""
+    return Note(_key(stream, change), _NOTE.encode(change))
 
 
-def noted_waiting(stream: StreamId, notes: Mapping[str, bytes]) -> list[Change]:
-    """Return the changes that have no last answer yet, oldest first."""
-    prefix = f"{_WAITING}{stream}/"
+def is_of_waiting(key: str) -> bool:
+    """Whether a note of that key says that a change has no last answer yet."""
+    return key.startswith(_WAITING)
+
+
+def _key(stream: StreamId, change: Change) -> str:
+    return f"{_WAITING}{stream}/{change.offset}"
+
+
+def noted_waiting(stream: StreamId | None, notes: Mapping[str, bytes]) -> list[Change]:
+    """Return the changes that have no last answer yet, oldest first.
+
+    Args:
+        stream: whose; None for those of all streams.
+        notes: those of one partition.
+    """
+    prefix = _WAITING if stream is None else f"{_WAITING}{stream}/"
     waiting = [
         msgspec.json.decode(note, type=Change) for key, note in notes.items() if key.startswith(prefix)
     ]

@@ -48,7 +48,7 @@ class Elsewhere(NamedTuple):
     to: int
 
 
-class _Kept(NamedTuple):
+class Kept(NamedTuple):
     """What a key contributes although its record at *offset* says otherwise: a control record's value."""
 
     offset: int
@@ -69,7 +69,7 @@ class Table:
     partition: int
     partitions: int
     _streams: dict[StreamId, Contributions] = field(default_factory=dict, init=False)
-    _kept: dict[bytes, _Kept] = field(default_factory=dict, init=False)
+    _kept: dict[bytes, Kept] = field(default_factory=dict, init=False)
 
     def of(self, stream: StreamId) -> Contributions:
         """Return what each publisher asks of *stream*."""
@@ -83,11 +83,7 @@ class Table:
         Returns:
             The records that were good when they were answered, but are so no more: settings have changed.
         """
-        self._kept = {
-            key.removeprefix(_KEPT).encode(): _decode(value)
-            for key, value in notes.items()
-            if key.startswith(_KEPT)
-        }
+        self._kept = noted_kept(notes)
         newest = {record.key: record for record in records}
         unfit = []
         for key, record in newest.items():
@@ -135,7 +131,7 @@ class Table:
         key = record.key or b""
         contribution = self.of(stream).get(key)
         value = None if contribution is None else orjson.dumps(contribution.as_dict())
-        kept = self._kept[key] = _Kept(record.offset, value)
+        kept = self._kept[key] = Kept(record.offset, value)
         return Note(_KEPT + key.decode(), _encode(kept))
 
     def _stream_of(self, record: ControlRecord) -> StreamId:
@@ -152,10 +148,22 @@ class Table:
         return None if value is None else parse(value, self.limits[stream])
 
 
-def _encode(kept: _Kept) -> bytes:
+def noted_kept(notes: Mapping[str, bytes]) -> dict[bytes, Kept]:
+    """Return what stays of keys whose newest record was rejected, by control key."""
+    return {
+        key.removeprefix(_KEPT).encode(): _decode(value) for key, value in notes.items() if is_of_kept(key)
+    }
+
+
+def is_of_kept(key: str) -> bool:
+    """Whether a note of that key says what stays of a control key."""
+    return key.startswith(_KEPT)
+
+
+def _encode(kept: Kept) -> bytes:
     return b"%d %b" % (kept.offset, kept.value or b"")
 
 
-def _decode(note: bytes) -> _Kept:
+def _decode(note: bytes) -> Kept:
     offset, _, value = note.partition(b" ")
-    return _Kept(int(offset), value or None)
+    return Kept(int(offset), value or None)
