@@ -130,7 +130,7 @@ async def _work(
 
     def restored(partition: int) -> Restored:
         own = written.transactional_id if isinstance(written, Transactions) else ""
-        return restore(kafka, settings.kafka.group, names, partition, own, _RESTORE_TIMEOUT_S)
+        return restore(kafka, settings.kafka.group, names, partition, _RESTORE_TIMEOUT_S, own)
 
     supervisor = Supervisor(
         streams=settings.streams,

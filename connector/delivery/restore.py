@@ -69,7 +69,7 @@ class Restored:
 
 
 def restore(
-    kafka: Mapping[str, object], group: str, topics: Topics, partition: int, own: str, timeout_s: float
+    kafka: Mapping[str, object], group: str, topics: Topics, partition: int, timeout_s: float, own: str = ""
 ) -> Restored:
     """Read what is committed for control partition *partition*.
 
@@ -78,8 +78,8 @@ def restore(
         group: the consumer group whose offsets count control records.
         topics: their names.
         partition: of the control topic, and of the positions topic.
-        own: this process's transactional id, whose transactions end by themselves; empty without one.
         timeout_s: must exceed the brokers' patience with a dead owner's open transaction.
+        own: this process's transactional id, whose transactions end by themselves; empty without one.
 
     Raises:
         KafkaException: Kafka did not answer in time; trying again may help.

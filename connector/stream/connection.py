@@ -177,11 +177,14 @@ async def _next(chunks: AsyncIterator[bytes], stall_timeout_s: float) -> bytes |
 
     The timer is our own: aiohttp's falls silent with the stream where a chunk's size is no number.
     """
+    clock = asyncio.get_running_loop().time
+    since = clock()
     try:
         async with asyncio.timeout(stall_timeout_s):
             return await anext(chunks, None)
     except TimeoutError:
-        raise Stalled(f"stalled: silent for {stall_timeout_s:g} s", stall_timeout_s) from None
+        # Longer than the timer, where the whole process hung; what came meanwhile was never read.
+        raise Stalled(f"stalled: silent for {stall_timeout_s:g} s", clock() - since) from None
 
 
 @dataclass(slots=True)

@@ -43,8 +43,8 @@ class Member:
 
     def __init__(self, kafka: Kafka, topics: model.Topics) -> None:
         client = {"bootstrap.servers": kafka.bootstrap, "log_level": 0}
-        group = {"group.id": f"{kafka.topics.prefix}-connector", "session.timeout.ms": 30_000}
-        self.lease = Lease({**client, **group, "heartbeat.interval.ms": 200}, topics.predicates)
+        group = {"group.id": f"{kafka.topics.prefix}-connector"}
+        self.lease = Lease({**client, **group}, topics.predicates, session_s=30)
         self._events = self.lease.events()
 
     async def told(self, kind: type[_Event]) -> _Event:
