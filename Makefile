@@ -6,7 +6,7 @@ LOCK := pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit flow faults fuzz integration docs format kafka kafka-stop lock dist clean
+.PHONY: help demo test check unit flow faults fuzz integration docs format bench kafka kafka-stop lock dist clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -38,6 +38,12 @@ fuzz: .venv/.ready ## five million hostile inputs for each parser of the stream;
 integration: .venv/.ready ## against a real Kafka, started here or named by CONNECTOR_TEST_BOOTSTRAP
 	@test -n "$$CONNECTOR_TEST_BOOTSTRAP" || $(BIN)/python deploy/local/kafka.py fetch
 	$(BIN)/pytest -q -n $(or $(WORKERS),3) --dist worksteal tests/integration
+
+bench: .venv/.ready ## speed, memory and latency beside a bare loop; SECONDS=, ROUNDS=, MEMORY_SECONDS=600, ONLY=, QUICK=1
+	@$(BIN)/python deploy/local/kafka.py fetch
+	$(BIN)/python tests/bench/bench.py $(if $(QUICK),--seconds 2 --rounds 1 --memory-seconds 10) \
+		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(MEMORY_SECONDS),--memory-seconds $(MEMORY_SECONDS)) $(if $(DOCUMENT),--document)
 
 docs: .venv/.ready ## write the generated parts of the documentation anew
 	$(BIN)/python docs/generate.py

@@ -62,6 +62,7 @@ def path() -> Callable[[list[bytes]], None]:
         heard_at=None,
         version="0123456789ab",
     )
+    outlet.window.watch()  # as for a minute after each connection, the dearer time
     intake = Intake(MANNERS, Decoder(MANNERS), "")
     producer: Any = _Producer()
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import guard
@@ -20,7 +21,6 @@ from upstream import SENT_AT
 
 BIG, SMALL = 2200, 90
 RATE = 1000
-_STATUS_AT_LEAST = 4
 
 
 class Row(NamedTuple):
@@ -254,7 +254,7 @@ def start(bench: Bench) -> Iterator[Row]:
     for _ in range(bench.rounds):
         with Connector(bench.bootstrap, f"{bench.url}/?rate={RATE}") as connector:
             consumer = _consumer(bench.bootstrap)
-            with contextmanager(lambda: _closing(consumer))():
+            with _closing(consumer):
                 _assign(consumer, connector.statuses)
                 first = harness.eventually(lambda: consumer.poll(0.05), "a status")
                 assert first.error() is None
@@ -307,8 +307,6 @@ def _by(measured: dict[int, Measured]) -> dict[str, dict[str, float]]:
 
 
 def _logged_at(line: dict[str, Any]) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(line["timestamp"]).timestamp()
 
 

@@ -145,6 +145,7 @@ class Upstream:
         coding = query.get("coding", "")
         writer.write(_HEAD % (b"Content-Encoding: gzip\r\n" if coding else b""))
         try:
+            # A reader that leaves breaks the connection, or the transport is closed already.
             if "rate" in query:
                 await self._paced(writer, int(query["rate"]), int(query.get("size", 2200)))
             elif "heartbeat" in query:
@@ -156,7 +157,7 @@ class Upstream:
                 await reader.read()
             else:
                 await self._endless(writer, int(query.get("size", 2200)))
-        except ConnectionError:
+        except (ConnectionError, RuntimeError):
             pass
         finally:
             writer.close()
