@@ -133,20 +133,20 @@ class LineFramer:
                 self._limit()
             return []
         end = self.delimiter or b"\n"
-        if len(end) > 1 and tail.endswith(end[:1]) and chunk.startswith(end[1:]):
-            chunk = end[:1] + chunk  # the line end straddles two chunks
-            del tail[-1:]
-        if end not in chunk:
-            fresh = max(0, len(tail) - 1)
+        if tail:
+            seam = len(tail) - 1  # a line end may straddle two chunks
             tail += chunk
-            return self._settle(fresh)
-        line_feeds = tail.count(b"\n") + chunk.count(b"\n")
+            if tail.find(end, seam) < 0:
+                return self._settle(seam)
+            chunk = bytes(tail)
+            tail.clear()
         lines = chunk.split(end)
-        lines[0] = bytes(tail) + lines[0]  # rather than all of the chunk: it may be long
-        tail[:] = lines.pop()
+        tail += lines.pop()
+        if not lines:
+            return self._settle(0)
         if self.delimiter is None:
             lines = [line.removesuffix(b"\r") for line in lines]
-        bare_line_feeds = self.delimiter == b"\r\n" and line_feeds > len(lines)
+        bare_line_feeds = self.delimiter == b"\r\n" and chunk.count(b"\n") > len(lines)
         if self._skipping:
             self._discard_oversize(len(lines.pop(0)))
             self._skipping = False

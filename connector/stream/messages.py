@@ -175,8 +175,7 @@ class Decoder:
             return self._decode_each(frames, marks, cursor_of, last_cursor, deletes)
         try:
             # msgspec skips members it does not need without looking at their UTF-8.
-            if not all(map(bytes.isascii, frames)):
-                list(map(bytes.decode, frames))
+            b"\n".join(frames).decode()
             decoded = list(map(self._status.decode, frames))
             ids = list(map(str, map(self._id, decoded)))
         except _UNREADABLE:
