@@ -299,7 +299,7 @@ class DeliverySettings(Group):
     commit_interval_s: Annotated[float, Field(ge=0, le=10)] = 0.02
     """Shortest time between two transactions, in seconds: what latency is traded for fewer commits."""
 
-    outbox_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
+    outbox_bytes: Annotated[int, Field(ge=1 << 20)] = 32 << 20
     """While more than this waits to be written, the readers that fill it pause. It counts what small
     statuses weigh in memory, so it bounds their number too."""
 
