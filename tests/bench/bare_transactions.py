@@ -1,6 +1,6 @@
 """A thousand records a second in bare transactions, one every ten milliseconds: what latency cannot be below.
 
-    python bare_transactions.py BOOTSTRAP TOPIC
+python bare_transactions.py BOOTSTRAP TOPIC
 """
 
 from __future__ import annotations

@@ -23,7 +23,9 @@ _BEGIN, _END = "<!-- measured: written by make bench -->", "<!-- measured: end -
 def machine() -> str:
     """Return what it ran on, in a line."""
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("confluent-kafka", "aiohttp", "msgspec", "uvloop"))
+    libraries = ", ".join(
+        f"{name} {version(name)}" for name in ("confluent-kafka", "aiohttp", "msgspec", "uvloop")
+    )
     return (
         f"{os.cpu_count()} cores shared with broker and upstream, {memory_gb:.0f} GB of memory, "
         f"{platform.system()}, Python {platform.python_version()}, {libraries}, Apache Kafka {kafka.version()}"
@@ -37,7 +39,9 @@ def table(rows: Sequence[Row]) -> str:
         spread = "" if row.spread is None else f"{_number(row.spread[0])}–{_number(row.spread[1])}"
         bound = f"{'≤' if row.at_most else '≥'} {row.target:g} {row.unit}".strip()
         measured = f"{_number(row.value)} {row.unit}".strip()
-        lines.append(f"| {row.what} | {measured} | {spread} | {bound} | {'yes' if row.is_met else '**no**'} |")
+        lines.append(
+            f"| {row.what} | {measured} | {spread} | {bound} | {'yes' if row.is_met else '**no**'} |"
+        )
     return "\n".join(lines)
 
 
@@ -77,7 +81,9 @@ def write(folder: Path, rows: Sequence[Row], found: Mapping[str, Any]) -> None:
 def document(rows: Sequence[Row], found: Mapping[str, Any]) -> None:
     """Write what was measured into the documentation."""
     today = datetime.now(UTC).date().isoformat()
-    measured = f"Measured on {today}: {machine()}.\n\n{table(rows)}\n\n## Behind the ratios\n\n{figures(found)}"
+    measured = (
+        f"Measured on {today}: {machine()}.\n\n{table(rows)}\n\n## Behind the ratios\n\n{figures(found)}"
+    )
     text = DOCUMENT.read_text("utf-8")
     between = f"{_BEGIN}\n{measured}\n{_END}"
     DOCUMENT.write_text(re.sub(f"{_BEGIN}.*{_END}", lambda _: between, text, flags=re.DOTALL), "utf-8")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import yaml
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from kafka import Broker
@@ -109,7 +110,10 @@ def topic(bootstrap: str, partitions: int = 6) -> Iterator[str]:
 def script(name: str, *arguments: str) -> Measured:
     """Run one of the scripts beside this file and return what it measured."""
     done = subprocess.run(
-        [sys.executable, str(HERE / name), *arguments], stdout=subprocess.PIPE, check=True, timeout=_PATIENCE_S
+        [sys.executable, str(HERE / name), *arguments],
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=_PATIENCE_S,
     )
     return Measured(**json.loads(done.stdout))
 
@@ -125,6 +129,7 @@ class Connector:
         streams: int = 1,
         manners: dict[str, Any] | None = None,
         without: str = "",
+        client: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         self._stack = contextlib.ExitStack()
@@ -138,6 +143,10 @@ class Connector:
         }
         names = [harness.STREAM] if streams == 1 else [f"stream-{number}" for number in range(streams)]
         self._connector = harness.Connector(folder, self._kafka, dict.fromkeys(names, one), **settings)
+        if client is not None:
+            content = yaml.safe_load(self._connector.config.read_text())
+            content["kafka"]["client"] = client
+            self._connector.config.write_text(yaml.safe_dump(content))
         self._names = names
         self._program = (str(HERE / "stripped.py"), without) if without else ()
 

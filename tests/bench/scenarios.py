@@ -96,7 +96,10 @@ class Bench:
             for side, measure in sides.items():
                 measured[side].append(measure())
         self.figures[name] = {
-            side: [{"per_s": round(one.per_s), "cpu_s_per_million": round(one.cpu_per_million, 2)} for one in all_]
+            side: [
+                {"per_s": round(one.per_s), "cpu_s_per_million": round(one.cpu_per_million, 2)}
+                for one in all_
+            ]
             for side, all_ in measured.items()
         }
         return measured
@@ -153,7 +156,9 @@ def gzip(bench: Bench) -> Iterator[Row]:
             {
                 "identity": lambda: bench.connector(f"{url}/?size={BIG}"),
                 "gzip": lambda: bench.connector(
-                    f"{url}/?size={BIG}&coding=gzip", total=count, manners={"response": {"compression": ["gzip"]}}
+                    f"{url}/?size={BIG}&coding=gzip",
+                    total=count,
+                    manners={"response": {"compression": ["gzip"]}},
                 ),
             },
         )
@@ -210,7 +215,9 @@ def memory(bench: Bench) -> Iterator[Row]:
     bench.figures["memory, MB"] = {"idle": idle, "at full load": loaded}
     yield Row("memory, idle with one stream", idle, 90, "MB", at_most=True)
     yield Row("memory at full load, largest", max(loaded), 200, "MB", at_most=True)
-    yield Row(f"memory at full load, growth in the last of {bench.memory_s:g} s", growth, 10, "MB", at_most=True)
+    yield Row(
+        f"memory at full load, growth in the last of {bench.memory_s:g} s", growth, 10, "MB", at_most=True
+    )
 
 
 def idle_streams(bench: Bench, streams: int = 500) -> Iterator[Row]:
@@ -225,7 +232,9 @@ def idle_streams(bench: Bench, streams: int = 500) -> Iterator[Row]:
             share = (rig.cpu_s(connector.pid) - before) / (time.monotonic() - began_at)
             used[count] = rig.resident_kb(connector.pid), 100 * share
     (one_kb, one_share), (all_kb, all_share) = used[1], used[streams + 1]
-    bench.figures["idle streams"] = {str(count): {"kB": kb, "core %": share} for count, (kb, share) in used.items()}
+    bench.figures["idle streams"] = {
+        str(count): {"kB": kb, "core %": share} for count, (kb, share) in used.items()
+    }
     yield Row("memory per idle stream", (all_kb - one_kb) / streams, 100, "kB", at_most=True)
     yield Row("CPU per idle stream", (all_share - one_share) / streams, 0.01, "% of a core", at_most=True)
 
@@ -279,12 +288,25 @@ def instructions(bench: Bench) -> Iterator[Row]:
 
 ALL: dict[str, Callable[[Bench], Iterator[Row]]] = {
     one.__name__: one
-    for one in (instructions, throughput, parts, gzip, compression, latency, memory, idle_streams, growth, start)
+    for one in (
+        instructions,
+        throughput,
+        parts,
+        gzip,
+        compression,
+        latency,
+        memory,
+        idle_streams,
+        growth,
+        start,
+    )
 }
 
 
 def _ratio(what: str, ours: list[float], theirs: list[float], target: float, *, at_most: bool = False) -> Row:
-    return _row(what, [one / other for one, other in zip(ours, theirs, strict=True)], target, "×", at_most=at_most)
+    return _row(
+        what, [one / other for one, other in zip(ours, theirs, strict=True)], target, "×", at_most=at_most
+    )
 
 
 def _row(what: str, values: list[float], target: float, unit: str, *, at_most: bool) -> Row:
@@ -341,7 +363,9 @@ def _consumer(bootstrap: str) -> Consumer:
 
 def _assign(consumer: Consumer, topic: str) -> None:
     """Read the topic on from where it ends now."""
-    partitions = [TopicPartition(topic, number) for number in consumer.list_topics(topic).topics[topic].partitions]
+    partitions = [
+        TopicPartition(topic, number) for number in consumer.list_topics(topic).topics[topic].partitions
+    ]
     for one in partitions:
         harness.eventually(lambda: _is_led(consumer, one), "the topic's partitions have leaders")
         one.offset = consumer.get_watermark_offsets(one)[1]

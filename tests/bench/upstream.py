@@ -88,7 +88,9 @@ def _status(number: int, size: int, chance: random.Random) -> bytes:
     if size < 2200:
         small = {"id_str": _identity(number), "text": "", "user": {"id_str": "1"}}
         bare = len(json.dumps(small, ensure_ascii=False).encode())
-        return json.dumps({**small, "text": "hello world "[: max(0, size - bare)].ljust(size - bare, "x")}).encode()
+        return json.dumps(
+            {**small, "text": "hello world "[: max(0, size - bare)].ljust(size - bare, "x")}
+        ).encode()
     post = _post(number, chance)
     more = [_post(number, chance) for _ in range(size // 2200 - 1)]
     if more:
@@ -117,7 +119,9 @@ def _compressed(size: int, count: int) -> list[bytes]:
     """Return chunks of a gzip body; as servers do that stream, each status is flushed."""
     packer = zlib.compressobj(1, zlib.DEFLATED, 31)
     blocks = itertools.chain.from_iterable(_numbered(size))
-    packed = (packer.compress(one) + packer.flush(zlib.Z_SYNC_FLUSH) for one in itertools.islice(blocks, count))
+    packed = (
+        packer.compress(one) + packer.flush(zlib.Z_SYNC_FLUSH) for one in itertools.islice(blocks, count)
+    )
     return [b"".join(map(_chunk, group)) for group in _groups(packed, 64)]
 
 
@@ -141,7 +145,9 @@ class Upstream:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request, whose body, if any, is short."""
         head = await reader.readuntil(b"\r\n\r\n")
-        query = {name: values[0] for name, values in parse_qs(urlsplit(head.split(b" ")[1].decode()).query).items()}
+        query = {
+            name: values[0] for name, values in parse_qs(urlsplit(head.split(b" ")[1].decode()).query).items()
+        }
         coding = query.get("coding", "")
         writer.write(_HEAD % (b"Content-Encoding: gzip\r\n" if coding else b""))
         try:
