@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from upstream import statuses
+
 from connector.delivery import producing
 from connector.delivery.batch import Ledger, form
 from connector.delivery.dedupe import Window
@@ -24,7 +26,6 @@ from connector.outlet import Outlet
 from connector.stream import dialect
 from connector.stream.intake import Intake
 from connector.stream.messages import Decoder
-from upstream import statuses
 
 TENURE = Tenure(0, 1)
 TOPICS = Topics(predicates="c", statuses="s", positions="p", events="e", dlq="d")
@@ -38,7 +39,7 @@ MANNERS = dialect.parse(
 )
 STATUSES = 64
 
-BOUNDS = {1: 1400, 64: 130}
+BOUNDS = {1: 1600, 64: 145}
 """By how many statuses a chunk of the connection holds: how many instructions each may cost."""
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import harness
 import yaml
@@ -150,7 +150,7 @@ class Connector:
         self._names = names
         self._program = (str(HERE / "stripped.py"), without) if without else ()
 
-    def __enter__(self) -> Connector:
+    def __enter__(self) -> Self:
         self._stack.enter_context(self._connector)
         self._stack.callback(self._delete_topics)
         self._connector.create_topics()

@@ -200,7 +200,7 @@ async def _main(gzip: int) -> None:
     server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0, limit=1 << 20, backlog=1024)
     for size in SIZES:
         _chunks(size)
-    print(json.dumps({"url": "http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]}), flush=True)
+    print(json.dumps({"url": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"}), flush=True)
     await server.serve_forever()
 
 
