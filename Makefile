@@ -6,8 +6,8 @@ LOCK := pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit flow faults fuzz mutants integration docs format chaos chaos-table kafka kafka-stop \
-	lock dist clean
+.PHONY: help demo test check unit flow faults fuzz mutants bench integration docs format chaos chaos-table \
+	kafka kafka-stop lock dist clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -44,14 +44,8 @@ integration: .venv/.ready ## against a real Kafka, started here or named by CONN
 	@test -n "$$CONNECTOR_TEST_BOOTSTRAP" || $(BIN)/python deploy/local/kafka.py fetch
 	$(BIN)/pytest -q -n $(or $(WORKERS),3) --dist worksteal tests/integration
 
-chaos: .venv/.ready ## replicas, network, Kafka and upstreams under faults; SEED=n, DURATION_S=n, RESULTS=file
-	@$(BIN)/python deploy/local/kafka.py fetch
-	@PYTHONPATH=tests:examples:deploy/local $(BIN)/python -m chaos --seed $(or $(SEED),1) \
-		--duration-s $(or $(DURATION_S),60) $(if $(REPLICAS),--replicas $(REPLICAS)) \
-		$(if $(STREAMS),--streams $(STREAMS)) $(if $(RESULTS),--results $(RESULTS))
-
-chaos-table: .venv/.ready ## the table of docs/chaos.md, from the figures in RESULTS=file
-	@PYTHONPATH=tests:examples:deploy/local $(BIN)/python -m chaos.table $(RESULTS)
+.PHONY: help demo test check unit flow faults fuzz mutants bench integration docs format chaos chaos-table \
+	kafka kafka-stop lock dist clean
 
 docs: .venv/.ready ## write the generated parts of the documentation anew
 	$(BIN)/python docs/generate.py

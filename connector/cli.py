@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import sys
 import time
@@ -54,6 +55,9 @@ def run(config: Config = None) -> None:
     from connector.ops import logs
 
     logs.configure()
+    # What is there now stays, and statuses die young and in no cycles: there is little to look for.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
     runner = asyncio.run
     with contextlib.suppress(ImportError):  # not made for Windows
         import uvloop

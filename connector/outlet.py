@@ -18,6 +18,8 @@ from connector.stream.messages import Malformed
 HEARD_EVERY_S = 30.0
 """How often the log is told that an upstream without statuses is heard: how exact the bounds of a gap are."""
 
+_body = attrgetter("body")
+
 
 @dataclass(slots=True, kw_only=True)
 class Outlet:
@@ -99,7 +101,8 @@ class Outlet:
         notes: Sequence[Note] = ()
         if statuses:
             statuses, notes = self.deletions.take(statuses, self.wall())
-            statuses, marks = self.window.fresh(statuses, now, content)
+            by = _body if all(map(_body, statuses)) else content
+            statuses, marks = self.window.fresh(statuses, now, by)
             if suppressed := came - len(statuses):
                 self.metrics.suppressed(self.stream, suppressed)
         if statuses or notes or cursor not in {None, self.cursor}:

@@ -84,7 +84,7 @@ class Window:
             self._forget()
         if not self._keeps and self._seen is None:
             return items, b""
-        each = [xxh3_64_digest(one) for one in map(content, items)]
+        each = list(map(xxh3_64_digest, map(content, items)))
         if self._seen is not None:
             items, each = self._unseen(items, each, now)
         marks = b"".join(each)
@@ -97,6 +97,10 @@ class Window:
 
     def _unseen(self, items: Sequence[_T], each: list[bytes], now: float) -> tuple[Sequence[_T], list[bytes]]:
         assert self._seen is not None
+        new = set(each)
+        if len(new) == len(each) and self._seen.isdisjoint(new):  # by far the most often
+            self._seen |= new
+            return items, each
         kept: list[_T] = []
         marks: list[bytes] = []
         for item, mark in zip(items, each, strict=True):

@@ -6,12 +6,15 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from connector.delivery.dedupe import MARK_BYTES
 from connector.model import ControlRecord, DeadLetter, Event, Note, Status, StreamId, Tenure
 
 OVERHEAD_BYTES = 256
 """What a status weighs beside its body, and so about what a small one does: Python's objects around it."""
+
+_body = attrgetter("body")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,7 +52,8 @@ class Entry:
 
     def __post_init__(self) -> None:
         self.size_bytes = (
-            sum(len(status.body or b"") + OVERHEAD_BYTES for status in self.statuses)
+            sum(map(len, filter(None, map(_body, self.statuses))))
+            + OVERHEAD_BYTES * len(self.statuses)
             + sum(len(letter.value or b"") for letter in self.dead_letters)
             + sum(len(note.value or b"") for note in self.notes)
             + 500 * (1 + len(self.events))

@@ -60,10 +60,11 @@ def produce(producer: Producer, written: Iterable[Record]) -> None:
     Raises:
         KafkaException: it takes one of them, or anything, no more.
     """
+    take = producer.produce
     for topic, value, key, headers, partition in written:
         while True:
             try:
-                producer.produce(topic, value, key, partition, headers=headers)
+                take(topic, value, key, partition, headers=headers)
             except BufferError:  # the client's queue is full: let it send some
                 with _reporting():
                     producer.poll(0.05)

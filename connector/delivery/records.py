@@ -8,6 +8,9 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import repeat
+from operator import attrgetter
 from typing import NamedTuple
 
 import orjson
@@ -27,16 +30,23 @@ class Record(NamedTuple):
     partition: int = -1
 
 
+_record = partial(tuple.__new__, Record)  # as `Record` does, but without a call of Python's own each
+_id, _body, _rules = (attrgetter(name) for name in Status._fields)
+
+
 def of_statuses(
     topic: str, stream: str, version: str, after_seq: int, statuses: Sequence[Status]
 ) -> Iterator[Record]:
-    """Yield the records of *statuses*, numbered on from *after_seq*."""
+    """Return the records of *statuses*, numbered on from *after_seq*."""
     shared: Headers = [("stream", stream.encode()), ("predicates", version.encode())]
-    for seq, (identity, body, rules) in enumerate(statuses, after_seq + 1):
-        headers = [*shared, ("seq", b"%d" % seq)]
-        if rules:
-            headers.append(("rules", rules))
-        yield Record(topic, body, identity, headers)
+    numbers = range(after_seq + 1, after_seq + 1 + len(statuses))
+    headers: list[Headers] = [[*shared, ("seq", b"%d" % seq)] for seq in numbers]
+    if any(map(_rules, statuses)):
+        for its, status in zip(headers, statuses, strict=True):
+            if status.rules:
+                its.append(("rules", status.rules))
+    values = map(_body, statuses), map(_id, statuses), headers
+    return map(_record, zip(repeat(topic), *values, repeat(-1), strict=False))
 
 
 def of_event(topic: str, source: str, identity: str, at: float, event: Event) -> Record:

@@ -33,13 +33,13 @@ log = structlog.get_logger("connector.writer")
 _T = TypeVar("_T")
 _Args = TypeVarTuple("_Args")
 
-BATCH_BYTES = 4 << 20
+BATCH_BYTES = 8 << 20
 """About how much one batch carries at most: large enough to be cheap, small enough to be short."""
 
 _PAUSE_S = 1.0
 """Longest pause before an attempt that may fail as the last one did; a random half of it is left out."""
 
-_SURELY_ALL = 1 << 14
+_SURELY_ALL = 1 << 15
 """More statuses than a batch ever has."""
 
 _PAUSED = frozenset({Verdict.RETRY, Verdict.FENCED, Verdict.FATAL})

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 from operator import attrgetter
 from typing import Any
 
@@ -32,6 +34,7 @@ MAX_NOTICE_BYTES = 4096
 MAX_WITHHELD = (1 << 63) - 1
 """Largest number of withheld statuses: no event takes a larger one."""
 
+_status = partial(tuple.__new__, Status)  # as `Status` does, but without a call of Python's own each
 _ABSENT = msgspec.UNSET
 _NOT_THERE = msgspec.Raw(b"")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # no header takes them
@@ -173,18 +176,14 @@ class Decoder:
         try:
             # msgspec skips members it does not need without looking at their UTF-8.
             b"\n".join(frames).decode()
-            decode, get_id = self._status.decode, self._id
-            decoded = [decode(frame) for frame in frames]
-            statuses = [Status(str(get_id(one)), frame) for one, frame in zip(decoded, frames, strict=True)]
-            if self._rules is not None:
-                statuses = [
-                    status._replace(rules=self._matched(one))
-                    for status, one in zip(statuses, decoded, strict=True)
-                ]
+            decoded = list(map(self._status.decode, frames))
+            ids = list(map(str, map(self._id, decoded)))
         except _UNREADABLE:
             return self._decode_each(frames, marks, cursor_of, last_cursor)  # find out which is no status
-        if not all(0 < len(status.id) <= MAX_ID_CHARS for status in statuses):
+        if not all(ids) or max(map(len, ids)) > MAX_ID_CHARS:
             return self._decode_each(frames, marks, cursor_of, last_cursor)
+        rules = repeat(b"") if self._rules is None else map(self._matched, decoded)
+        statuses = list(map(_status, zip(ids, frames, rules, strict=False)))
         return Messages(
             statuses,
             last_cursor=last_cursor,

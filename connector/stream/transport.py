@@ -19,6 +19,10 @@ from connector.errors import Unreachable
 from connector.stream.sockets import Sockets
 
 
+_READ_BYTES = 1 << 18
+"""The most that is read at once; as much as a busy connection buffers."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
     """How TLS peers prove themselves; files are read anew at each connection.
@@ -98,6 +102,7 @@ class _Transport(AiohttpTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         response = await super().handle_async_request(request)
         assert isinstance(response.stream, AiohttpResponseStream)
+        response.stream.CHUNK_SIZE = _READ_BYTES
         response.stream = _Body(response.stream)
         return response
 
