@@ -22,7 +22,7 @@ check: .venv/.ready ## formatting, lint, types, layers, unit and flow tests; und
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest -q tests/unit tests/flow
+	$(BIN)/pytest -q -n auto tests/unit tests/flow
 
 unit: .venv/.ready ## unit tests alone
 	$(BIN)/pytest -q tests/unit
@@ -44,8 +44,20 @@ integration: .venv/.ready ## against a real Kafka, started here or named by CONN
 	@test -n "$$CONNECTOR_TEST_BOOTSTRAP" || $(BIN)/python deploy/local/kafka.py fetch
 	$(BIN)/pytest -q -n $(or $(WORKERS),3) --dist worksteal tests/integration
 
-.PHONY: help demo test check unit flow faults fuzz mutants bench integration docs format chaos chaos-table \
-	kafka kafka-stop lock dist clean
+chaos: .venv/.ready ## replicas, network, Kafka and upstreams under faults; SEED=n, DURATION_S=n, RESULTS=file
+	@$(BIN)/python deploy/local/kafka.py fetch
+	@PYTHONPATH=tests:examples:deploy/local $(BIN)/python -m chaos --seed $(or $(SEED),1) \
+		--duration-s $(or $(DURATION_S),60) $(if $(REPLICAS),--replicas $(REPLICAS)) \
+		$(if $(STREAMS),--streams $(STREAMS)) $(if $(RESULTS),--results $(RESULTS))
+
+chaos-table: .venv/.ready ## the table of docs/chaos.md, from the figures in RESULTS=file
+	@PYTHONPATH=tests:examples:deploy/local $(BIN)/python -m chaos.table $(RESULTS)
+
+bench: .venv/.ready ## speed, memory and latency beside a bare loop; SECONDS=, ROUNDS=, MEMORY_SECONDS=600, ONLY=, QUICK=1
+	@$(BIN)/python deploy/local/kafka.py fetch
+	$(BIN)/python tests/bench/bench.py $(if $(QUICK),--seconds 2 --rounds 1 --memory-seconds 10) \
+		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(MEMORY_SECONDS),--memory-seconds $(MEMORY_SECONDS)) $(if $(DOCUMENT),--document)
 
 docs: .venv/.ready ## write the generated parts of the documentation anew
 	$(BIN)/python docs/generate.py

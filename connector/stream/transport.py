@@ -18,7 +18,6 @@ from httpx_aiohttp.transport import AiohttpResponseStream
 from connector.errors import Unreachable
 from connector.stream.sockets import Sockets
 
-
 _READ_BYTES = 1 << 18
 """The most that is read at once; as much as a busy connection buffers."""
 
