@@ -69,10 +69,7 @@ def run(config: Config = None) -> None:
         typer.echo(f"Kafka refuses what is written: {error}", err=True)
         raise typer.Exit(1) from None
     except ConnectorError as error:
-        typer.echo(
-            f"{error}\nTo create what is missing: connector topics --create{_said(config)}",
-            err=True,
-        )
+        typer.echo(f"{error}\nTo create what is missing: connector topics --create{_said(config)}", err=True)
         raise typer.Exit(EXIT_TOPICS) from None
     except OSError as error:
         typer.echo(f"ops port {settings.ops.host}:{settings.ops.port}: {error.strerror}", err=True)
