@@ -100,6 +100,8 @@ def restore(
         _consumer({**config, "isolation.level": "read_committed"}) as committed,
         _consumer({**config, "isolation.level": "read_uncommitted"}) as uncommitted,
     ):
+        # Nothing is ever committed there, so this waits for the group's coordinator and for nobody else.
+        committed.committed([mirror], timeout=_CALL_TIMEOUT_S)
         predecessor = _Predecessor(kafka, uncommitted, control, own)
         restored = Restored(_handled(committed, control, predecessor, deadline_at))
         start, end = uncommitted.get_watermark_offsets(mirror, timeout=_CALL_TIMEOUT_S)
@@ -162,7 +164,7 @@ def _read(
     into: Restored,
 ) -> None:
     committed.assign([mirror])
-    came_at = time.monotonic()
+    came_at: float | None = None  # not before the first answer: until then the broker may be what is slow
     while True:
         for message in committed.consume(1000, 0.2):
             came_at = time.monotonic()
@@ -175,7 +177,7 @@ def _read(
                 raise KafkaException(error)
             elif (message.offset() or 0) >= end:
                 return
-        if time.monotonic() - came_at > _PENDING_S:
+        if came_at is not None and time.monotonic() - came_at > _PENDING_S:
             predecessor.fence()
         if time.monotonic() > deadline_at:
             raise KafkaException(

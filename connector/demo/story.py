@@ -35,6 +35,7 @@ replica: demo
 kafka:
   bootstrap_servers: {bootstrap}
   session_timeout_s: 6
+  control_partitions: 4  # what librdkafka's embedded brokers give a topic
 ops: {{port: 0}}
 streams:
   {stream}:
