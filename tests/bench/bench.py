@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "dist/bench", help="for JSON and plots")
     parser.add_argument("--document", action="store_true", help=f"write {report.DOCUMENT.name} anew, too")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the broker ends, too
     rows: list[scenarios.Row] = []
     with rig.broker() as bootstrap, rig.upstream() as url:
         bench = scenarios.Bench(
