@@ -229,6 +229,11 @@ class TopicSettings(Group):
         return Topics(**self.model_dump())
 
 
+_RECONNECT_MAX_MS = 1000
+"""Longest pause between attempts to reach a broker. librdkafka's own 10 s would be the end of a lease, when a
+broker comes back shortly before that."""
+
+
 class KafkaSettings(Group):
     """Where Kafka is and what is ours there."""
 
@@ -287,6 +292,7 @@ class KafkaSettings(Group):
             "bootstrap.servers": self.bootstrap_servers,
             "client.id": f"connector-{replica}",
             "log_level": 0,  # one line per broker and attempt; health says it once
+            "reconnect.backoff.max.ms": _RECONNECT_MAX_MS,
             **self.client,
             **secret,
         }

@@ -38,6 +38,8 @@ PARTITIONS = 6
 PATIENCE_S = 60.0
 """How long anything may take before a test gives up: far longer than it ever does."""
 
+_SHOWN_LINES = 80
+
 _PACE = threading.Event()  # never set: waiting on it paces a poll of something that cannot call back
 
 
@@ -277,7 +279,10 @@ class Upstream:
 
 
 class Connector:
-    """The connector, in a process of its own, started as often as a test likes."""
+    """The connector, in a process of its own, started as often as a test likes.
+
+    A test that fails within the block shows what it logged last, and what stands against its readiness.
+    """
 
     def __init__(
         self,
@@ -310,7 +315,12 @@ class Connector:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: object, *_: object) -> None:
+        if failed:
+            lines = self.log.read_text().splitlines() if self.log.exists() else []
+            print(self.log, *lines[-_SHOWN_LINES:], sep="\n")
+            if self.process is not None and self.logged("connector.started"):
+                print(f"exit code {self.process.poll()}, ready: {self.ops('/readyz')}")
         if self.process is not None:
             _end(self.process)
 

@@ -236,7 +236,8 @@ class Lease:
             on_lost=self._on_lost,
         )
         while not self._stopping.is_set():
-            messages = consumer.consume(500, _POLL_S)
+            # One, and what is there beside it: a larger number is waited for until the time is over.
+            messages = consumer.consume(1, _POLL_S) + consumer.consume(500, 0)
             self._polled_at = time.monotonic()
             self._pulse.poll(self._polled_at, self._in_loop)
             if self._pulse.silent_s >= self._session_s:

@@ -21,7 +21,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from connector.delivery import journal, positions
 from connector.delivery.journal import Page
-from connector.delivery.transactions import author, fence
+from connector.delivery.transactions import author, complete, fence
 from connector.model import Position, StreamId, Topics
 
 log = structlog.get_logger("connector.restore")
@@ -30,6 +30,12 @@ _CALL_TIMEOUT_S = 5.0
 
 _PENDING_S = 0.5
 """A transaction that is pending for longer has no owner any more: they take some milliseconds to commit."""
+
+_UNMARKED_S = 5.0
+"""One that is pending for longer, though its owner was fenced, has ended, and its markers are missing."""
+
+_OWN_UNMARKED_S = 20.0
+"""The same for this process's own, which is not fenced unless brokers would have ended it long ago."""
 
 
 @dataclass(slots=True)
@@ -102,7 +108,9 @@ def restore(
     ):
         # Nothing is ever committed there, so this waits for the group's coordinator and for nobody else.
         committed.committed([mirror], timeout=_CALL_TIMEOUT_S)
-        predecessor = _Predecessor(kafka, uncommitted, control, own)
+        # Its first fetch would wait for the partition's leader, which is looked for once a second.
+        committed.list_topics(mirror.topic, timeout=_CALL_TIMEOUT_S)
+        predecessor = _Predecessor(kafka, uncommitted, control, mirror, own)
         restored = Restored(_handled(committed, control, predecessor, deadline_at))
         start, end = uncommitted.get_watermark_offsets(mirror, timeout=_CALL_TIMEOUT_S)
         if start < end:
@@ -118,20 +126,31 @@ class _Predecessor:
     kafka: Mapping[str, object]
     uncommitted: Consumer  # sees the offset committed last, where a pending one holds others up
     control: TopicPartition
+    mirror: TopicPartition
     own: str
+    _pending_since: float = field(default_factory=time.monotonic)
     _is_fenced: bool = False
+    _is_completed: bool = False
 
-    def fence(self) -> None:
-        """End what it left open; once, as one that is alive goes on, with what is no longer in the way."""
-        if self._is_fenced:
-            return
-        self._is_fenced = True
+    def press(self) -> None:
+        """End what it left pending: by now it should have.
+
+        Each step once: a predecessor that is alive goes on, with what is no longer in the way.
+        """
+        pending_s = time.monotonic() - self._pending_since
         try:
             (found,) = self.uncommitted.committed([self.control], timeout=_CALL_TIMEOUT_S)
             its = author(found.metadata)
-            if its and its != self.own:
+            if not its:
+                return
+            is_own = its == self.own
+            if not self._is_fenced and not is_own:
+                self._is_fenced = True
                 fence(self.kafka, its)
                 log.info("predecessor.fenced", partition=self.control.partition, transactional_id=its)
+            elif not self._is_completed and pending_s > (_OWN_UNMARKED_S if is_own else _UNMARKED_S):
+                self._is_completed = True
+                complete(fence(self.kafka, its), self.uncommitted, [self.mirror])
         except KafkaException as error:
             log.warning("predecessor.not_fenced", partition=self.control.partition, error=str(error))
 
@@ -147,7 +166,7 @@ def _handled(
         except KafkaException:
             if time.monotonic() > deadline_at:
                 raise
-            predecessor.fence()
+            predecessor.press()
             timeout_s = _CALL_TIMEOUT_S
         else:
             if found.error is not None:
@@ -166,7 +185,8 @@ def _read(
     committed.assign([mirror])
     came_at: float | None = None  # not before the first answer: until then the broker may be what is slow
     while True:
-        for message in committed.consume(1000, 0.2):
+        # One, and what is there beside it: a larger number is waited for until the time is over.
+        for message in committed.consume(1, 0.2) + committed.consume(1000, 0):
             came_at = time.monotonic()
             error = message.error()
             if error is None:
@@ -178,7 +198,7 @@ def _read(
             elif (message.offset() or 0) >= end:
                 return
         if came_at is not None and time.monotonic() - came_at > _PENDING_S:
-            predecessor.fence()
+            predecessor.press()
         if time.monotonic() > deadline_at:
             raise KafkaException(
                 KafkaError(KafkaError._TIMED_OUT, f"positions {mirror.partition} up to {end}")  # noqa: SLF001

@@ -7,8 +7,9 @@ becomes visible.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -29,6 +30,12 @@ raises the epoch, and the straggler is refused.
 """
 
 _TRANSACTION_TIMEOUT_S = 15.0
+
+_UNMARKED_S = 20.0
+"""A transaction that is pending for longer than brokers bear one has ended, and its markers are missing."""
+
+_UNMARKED = "~unmarked"
+"""Key of the record that leads a missing marker to a partition of the positions; it has no value."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,6 +63,7 @@ class Transactions:
     during: Call = field(default=Call.INIT, init=False)
     _producer: Producer | None = field(default=None, init=False)
     _undelivered: list[KafkaError] = field(default_factory=list, init=False)
+    _pending_since: float | None = field(default=None, init=False)
 
     @property
     def transactional_id(self) -> str:
@@ -136,24 +144,29 @@ class Transactions:
         Raises:
             KafkaException: Kafka did not answer.
         """
-        consumer = Consumer(
-            {
-                **self.kafka,
-                "group.id": self.group,
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-            }
-        )
-        try:
-            # All of them: another replica may have taken one over and left its own mark there.
-            control = [TopicPartition(self.topics.predicates, partition) for partition in batch.offsets()]
-            found = consumer.committed(control, timeout=CALL_TIMEOUT_S)
-            for partition in found:
-                if partition.error is not None:
-                    raise KafkaException(partition.error)
-            return any((partition.metadata or "").endswith(batch.mark) for partition in found)
-        finally:
-            consumer.close()
+        # All of them: another replica may have taken one over and left its own mark there.
+        control = [TopicPartition(self.topics.predicates, partition) for partition in batch.offsets()]
+        with _asking(self.kafka, self.group) as consumer:
+            try:
+                found = consumer.committed(control, timeout=CALL_TIMEOUT_S)
+            except KafkaException:
+                self._complete(batch, consumer)
+                raise
+        self._pending_since = None
+        for partition in found:
+            if partition.error is not None:
+                raise KafkaException(partition.error)
+        return any((partition.metadata or "").endswith(batch.mark) for partition in found)
+
+    def _complete(self, batch: Batch, consumer: Consumer) -> None:
+        """Have missing markers written, if what is pending will not end by itself."""
+        assert self._producer is not None
+        now = time.monotonic()
+        self._pending_since = self._pending_since or now
+        if now - self._pending_since > _UNMARKED_S:
+            self._pending_since = None
+            partitions = [TopicPartition(self.topics.positions, number) for number in batch.offsets()]
+            complete(self._producer, consumer, partitions)
 
     def close(self) -> None:
         """Let go of the producer; an open transaction is left to its successor."""
@@ -165,13 +178,55 @@ def author(metadata: str | None) -> str:
     return (metadata or "").rpartition(" ")[0]
 
 
-def fence(kafka: Mapping[str, object], transactional_id: str) -> None:
+def fence(kafka: Mapping[str, object], transactional_id: str) -> Producer:
     """End the open transaction of a process that is dead, or has lost its lease.
 
     If it is alive, its next call fails, and it goes on with a new producer.
+
+    Returns:
+        The producer that is in its place now.
 
     Raises:
         KafkaException: Kafka did not answer, or refused.
     """
     producer, _ = make({**properties(kafka, 1 << 20), "transactional.id": transactional_id})
     producer.init_transactions(CALL_TIMEOUT_S)
+    return producer
+
+
+def complete(producer: Producer, anybody: Consumer, mirrors: list[TopicPartition]) -> None:
+    """Write the markers of a transaction that Kafka holds for complete, by another one of the same producer.
+
+    A broker that is being stopped may report a commit, note it as complete, and write its markers nowhere
+    (seen with Kafka 4.3). Then offsets and positions are pending for ever: no time-out ends them, as there is
+    no transaction any more. A marker ends whatever its producer has pending in the partition where it is.
+
+    Args:
+        producer: under the transactional id of whoever left it, and in no transaction.
+        anybody: a consumer of the group that never joined it, so that no lease is needed.
+        mirrors: partitions of the positions topic.
+
+    Raises:
+        KafkaException: Kafka did not answer, or refused.
+    """
+    producer.begin_transaction()
+    for mirror in mirrors:
+        producer.produce(mirror.topic, None, _UNMARKED, mirror.partition)
+    flush(producer)
+    # Of a topic whose offsets nobody reads: those of the other one are what is to be found again.
+    ends = [anybody.get_watermark_offsets(mirror, timeout=CALL_TIMEOUT_S)[1] for mirror in mirrors]
+    offsets = [TopicPartition(one.topic, one.partition, end) for one, end in zip(mirrors, ends, strict=True)]
+    producer.send_offsets_to_transaction(offsets, anybody.consumer_group_metadata(), CALL_TIMEOUT_S)
+    producer.commit_transaction(CALL_TIMEOUT_S)
+    log.warning("transaction.completed", partitions=[mirror.partition for mirror in mirrors])
+
+
+@contextlib.contextmanager
+def _asking(kafka: Mapping[str, object], group: str) -> Iterator[Consumer]:
+    consumer = Consumer(
+        {**kafka, "group.id": group, "enable.auto.commit": False, "isolation.level": "read_committed"}
+    )
+    try:
+        yield consumer
+    finally:
+        consumer.close()

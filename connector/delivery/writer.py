@@ -187,10 +187,7 @@ class Writer:
                 continue
             batch = form(entries, self._ledgers, grant.metadata, uuid.uuid4().hex, time.time())
             began_at = time.monotonic()
-            try:
-                await self._call(self.log.write, batch)
-            except KafkaException as failed:
-                error: KafkaError = failed.args[0]
+            if (error := await self._attempt(batch)) is not None:
                 judged = _judge(error, self.log.during)
                 yield Failed(error, judged)
                 while isinstance(in_log := await self._recover(batch), Unrecovered):
@@ -241,6 +238,19 @@ class Writer:
         self._most = 1  # where one is refused others are near, and each failure costs a new producer
         outbox.replace(entry, instead)
         return Condemned(entry.stream, error)
+
+    async def _attempt(self, batch: Batch) -> KafkaError | None:
+        """Write *batch*; return what went wrong.
+
+        Not the exception: its traceback would keep the producer that failed alive beside its successor, and
+        what that one still sends, once Kafka is back, is of the same epoch.
+        """
+        try:
+            await self._call(self.log.write, batch)
+        except KafkaException as failed:
+            error: KafkaError = failed.args[0]
+            return error
+        return None
 
     async def _recover(self, batch: Batch) -> bool | Unrecovered:
         """Return whether *batch* is in the log, with a new producer in place; or why nobody knows yet."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, Future
@@ -313,6 +314,36 @@ async def test_the_log_is_called_in_one_thread_beside_the_event_loop() -> None:
     assert running.log.names == ["open", "write", "open", "has", "write"]
     assert len(running.log.threads) == 1
     assert threading.get_ident() not in running.log.threads
+    await writer.close()
+
+
+@pytest.mark.looptime(idle_timeout=5)
+async def test_a_producer_that_failed_is_gone_before_the_next_one_is_made() -> None:
+    """One that lives on sends what it holds as soon as Kafka is back, beside its successor."""
+
+    class Producing(FakeLog):
+        def open(self) -> None:
+            left.append([producer() for producer in made])
+            super().open()
+
+        def write(self, batch: Batch) -> None:
+            producer = threading.Event()  # like one, it is in use while `write` runs
+            made.append(weakref.ref(producer))
+            self._fail_once(batch)
+
+        def _fail_once(self, batch: Batch) -> None:
+            if len(made) == 1:
+                raise failure("_TIMED_OUT")
+            super().write(batch)
+
+    made: list[weakref.ref[threading.Event]] = []
+    left: list[list[threading.Event | None]] = []
+    writer = Writer(log=Producing(), commit_interval_s=0)
+    writer.adopt(HOME, Restored())
+    running = Running(writer, writer.log, Outbox(1 << 30), Lease(HOME))
+    running.put(1)
+    await running.end()
+    assert left == [[None]]
     await writer.close()
 
 

@@ -1,0 +1,108 @@
+"""A commit that Kafka holds for complete without having written its markers: pending for ever.
+
+A broker that is stopped in the wrong moment leaves it so. Here a request does that comes after its
+transaction has ended, to a broker that does not verify whether there is one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
+from harness import PATIENCE_S, STREAM, Kafka, eventually
+from kafka import Broker
+from kafka_proxy import Proxy
+from kafka_wire import Api
+
+from connector import model
+from connector.delivery import restore, transactions
+from connector.delivery.batch import Batch, Ledger, form
+from connector.delivery.outbox import Entry
+from connector.delivery.transactions import Transactions
+from connector.model import Position, Status, Tenure
+
+pytestmark = pytest.mark.skipif(shutil.which("java") is None, reason="needs a broker of its own, and so Java")
+
+IN_TIME_S = 30.0
+
+
+class Replica:
+    """One that has committed a batch, which is pending all the same."""
+
+    def __init__(self, kafka: Kafka) -> None:
+        self.topics = model.Topics(**kafka.topics.as_dict())
+        admin = AdminClient({"bootstrap.servers": kafka.bootstrap, "log_level": 0})
+        wanted = [NewTopic(name, 1, 1) for name in kafka.topics.as_dict().values()]
+        for created in admin.create_topics(wanted).values():
+            created.result(PATIENCE_S)
+        self.client = {"bootstrap.servers": kafka.bootstrap, "log_level": 0}
+        self.group = f"{kafka.topics.prefix}-connector"
+        with Proxy(kafka.bootstrap) as proxy:
+            self.log = self._log(proxy.bootstrap)
+            self.batch = self._batch()
+            self.log.write(self.batch)
+            assert self.log.has(self.batch)
+            (offsets,) = proxy.seen(Api.TXN_OFFSET_COMMIT)
+            self.log.close()
+            assert proxy.send(offsets) == 0
+        self.log = self._log(kafka.bootstrap)
+        self.log.open()
+
+    def _log(self, bootstrap: str) -> Transactions:
+        return Transactions(
+            kafka={**self.client, "bootstrap.servers": bootstrap},
+            group=self.group,
+            replica="test",
+            topics=self.topics,
+            max_record_bytes=1 << 20,
+        )
+
+    def _batch(self) -> Batch:
+        asking = Consumer({**self.client, "group.id": self.group})
+        proof = asking.consumer_group_metadata()
+        asking.close()
+        tenure = Tenure(0, 1)
+        entry = Entry(tenure=tenure, stream=STREAM, statuses=[Status("1", b"{}")], handled=5)
+        return form([entry], {tenure: Ledger(0, {}, {})}, proof, "mark", 0.0)
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Iterator[Replica]:
+    """Run a broker that takes whatever comes."""
+    broker = Broker(tmp_path / "kafka", more="transaction.partition.verification.enable=false\n")
+    try:
+        yield Replica(Kafka(broker.bootstrap))
+    finally:
+        broker.stop()
+
+
+def test_the_next_owner_has_them_written(replica: Replica) -> None:
+    """A dead replica's, some seconds after it was fenced."""
+    found = restore.restore(replica.client, replica.group, replica.topics, 0, IN_TIME_S, own="another")
+    assert (found.handled, found.positions) == (5, {STREAM: Position(1)})
+
+
+def test_the_same_owner_has_them_written(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own, once they are pending for longer than any transaction lasts."""
+    monkeypatch.setattr(restore, "_OWN_UNMARKED_S", 3.0)
+    own = replica.log.transactional_id
+    found = restore.restore(replica.client, replica.group, replica.topics, 0, IN_TIME_S, own=own)
+    assert (found.handled, found.positions) == (5, {STREAM: Position(1)})
+
+
+def test_a_writer_that_recovers_has_them_written(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would ask for ever what became of its last batch."""
+    monkeypatch.setattr(transactions, "CALL_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(transactions, "_UNMARKED_S", 3.0)
+
+    def is_there() -> bool:
+        try:
+            return replica.log.has(replica.batch)
+        except KafkaException:
+            return False
+
+    eventually(is_there, "the mark of the batch", IN_TIME_S)
