@@ -21,7 +21,7 @@ from connector.delivery.outbox import Outbox
 from connector.delivery.restore import Restored, restore
 from connector.delivery.transactions import Transactions
 from connector.delivery.verdict import Verdict
-from connector.delivery.writer import Committed, Condemned, Failed, Recovered, Unrecovered, Writer
+from connector.delivery.writer import Committed, Condemned, Failed, Recovered, Undone, Unrecovered, Writer
 from connector.errors import WriteRefused
 from connector.ops.health import Health
 from connector.ops.metrics import Metrics
@@ -216,6 +216,9 @@ async def _write(writer: Writer, outbox: Outbox, lease: Lease, health: Health, m
                         raise WriteRefused(f"{error.name()}: {error.str()}")
                 case Recovered(was_committed):
                     log.info("writer.recovered", was_committed=was_committed)
+                case Undone(tenures):
+                    log.error("writer.undone", partitions=sorted(tenure.partition for tenure in tenures))
+                    lease.begin_anew(tenures)
                 case Condemned(stream, error):
                     log.error("record.condemned", stream=stream, code=error.name(), detail=error.str())
 

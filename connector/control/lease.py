@@ -31,9 +31,8 @@ HANDOVER_BUDGET_S = 5.0
 """How long a planned hand-over may hold the group's rebalance while streams drain and commit."""
 
 HEARTBEATS = 10
-"""How many to a session, at least. A broker that has just started refuses the first, and the next one is an
-interval later: what is read and not committed is lost with the lease, for an upstream that cannot send it
-again."""
+"""How many to a session, at least. A broker that has just started refuses the first; what is read and not
+committed is lost with the lease, for an upstream that cannot send it again."""
 
 HEARTBEAT_S = 0.5
 """Longest interval. A member learns by its next heartbeat that there is something to share out anew, and what
@@ -173,6 +172,13 @@ class Lease:
         """
         self._due.put(offsets)
 
+    def begin_anew(self, tenures: frozenset[Tenure]) -> None:
+        """Have partitions restored once more, under tenures of their own; from the event loop."""
+        if self._suspended is None:  # else they are, in a moment
+            self._tell(Lost(tenures))
+            self._suspended = Revoked(tenures)
+            self._suspended.released.set()
+
     def start(self) -> None:
         """Join the group."""
         self._loop = asyncio.get_running_loop()
@@ -208,10 +214,9 @@ class Lease:
     def _suspend(self) -> Revoked:
         """Stop what is owned before others start it; in the loop, as the poll thread may be stuck itself."""
         silent_s = time.monotonic() - self._heard_at
-        self._suspended = Revoked(self._grant.tenures)
-        partitions = _numbers(self._suspended.tenures)
-        log.warning("lease.suspended", partitions=partitions, silent_s=round(silent_s, 1))
-        return self._suspended
+        self._suspended = revoked = Revoked(self._grant.tenures)
+        log.warning("lease.suspended", partitions=_numbers(revoked.tenures), silent_s=round(silent_s, 1))
+        return revoked
 
     def _run(self) -> None:
         """Poll until stopped. Everything below runs in this thread, callbacks included."""

@@ -110,7 +110,7 @@ def restore(
         committed.committed([mirror], timeout=_CALL_TIMEOUT_S)
         # Its first fetch would wait for the partition's leader, which is looked for once a second.
         committed.list_topics(mirror.topic, timeout=_CALL_TIMEOUT_S)
-        predecessor = _Predecessor(kafka, uncommitted, control, mirror, own)
+        predecessor = _Predecessor(kafka, uncommitted, control, topics.positions, own)
         restored = Restored(_handled(committed, control, predecessor, deadline_at))
         start, end = uncommitted.get_watermark_offsets(mirror, timeout=_CALL_TIMEOUT_S)
         if start < end:
@@ -126,7 +126,7 @@ class _Predecessor:
     kafka: Mapping[str, object]
     uncommitted: Consumer  # sees the offset committed last, where a pending one holds others up
     control: TopicPartition
-    mirror: TopicPartition
+    mirror: str
     own: str
     _pending_since: float = field(default_factory=time.monotonic)
     _is_fenced: bool = False
@@ -150,7 +150,7 @@ class _Predecessor:
                 log.info("predecessor.fenced", partition=self.control.partition, transactional_id=its)
             elif not self._is_completed and pending_s > (_OWN_UNMARKED_S if is_own else _UNMARKED_S):
                 self._is_completed = True
-                complete(fence(self.kafka, its), self.uncommitted, [self.mirror])
+                complete(fence(self.kafka, its), self.uncommitted, [self.control], self.mirror)
         except KafkaException as error:
             log.warning("predecessor.not_fenced", partition=self.control.partition, error=str(error))
 

@@ -64,6 +64,7 @@ class Transactions:
     _producer: Producer | None = field(default=None, init=False)
     _undelivered: list[KafkaError] = field(default_factory=list, init=False)
     _pending_since: float | None = field(default=None, init=False)
+    _marks: dict[int, str] = field(default_factory=dict, init=False)  # of the last commits, by partition
 
     @property
     def transactional_id(self) -> str:
@@ -125,6 +126,7 @@ class Transactions:
         self._send_offsets(producer, batch)
         self.during = Call.COMMIT
         producer.commit_transaction(CALL_TIMEOUT_S)
+        self._committed(batch)
         if (took_s := time.monotonic() - sent_at) >= EPOCH_GUARD_S:
             log.debug("writer.epoch_raised", seconds=round(took_s, 3))
             self.guarded += 1
@@ -138,35 +140,57 @@ class Transactions:
         ]
         producer.send_offsets_to_transaction(offsets, batch.metadata, CALL_TIMEOUT_S)
 
-    def has(self, batch: Batch) -> bool:
+    def has(self, batch: Batch) -> bool | None:
         """Return whether *batch* is in the log, asking the log; final only after `open`.
+
+        None says that the log is not what this process took it for: a commit that Kafka had confirmed is not
+        there, or only in part.
 
         Raises:
             KafkaException: Kafka did not answer.
         """
         # All of them: another replica may have taken one over and left its own mark there.
         control = [TopicPartition(self.topics.predicates, partition) for partition in batch.offsets()]
-        with _asking(self.kafka, self.group) as consumer:
+        with _asking(self.kafka, self.group, "read_committed") as consumer:
             try:
                 found = consumer.committed(control, timeout=CALL_TIMEOUT_S)
             except KafkaException:
-                self._complete(batch, consumer)
-                raise
+                if not self._is_unmarked():
+                    raise
+                self._complete(control)
+                return None
         self._pending_since = None
         for partition in found:
             if partition.error is not None:
                 raise KafkaException(partition.error)
-        return any((partition.metadata or "").endswith(batch.mark) for partition in found)
+        if any((one.metadata or "").endswith(batch.mark) for one in found):
+            self._committed(batch)
+            return True
+        return None if any(map(self._is_undone, found)) else False
 
-    def _complete(self, batch: Batch, consumer: Consumer) -> None:
-        """Have missing markers written, if what is pending will not end by itself."""
-        assert self._producer is not None
+    def _committed(self, batch: Batch) -> None:
+        self._marks.update(dict.fromkeys(batch.offsets(), batch.mark))
+
+    def _is_undone(self, found: TopicPartition) -> bool:
+        """Whether what this process committed last for a partition is not what it committed last there."""
+        ours = f"{self.transactional_id} {self._marks.get(found.partition, '')}"
+        return (
+            found.partition in self._marks
+            and author(found.metadata) == self.transactional_id
+            and found.metadata != ours
+        )
+
+    def _is_unmarked(self) -> bool:
+        """Whether what is pending, once more, will not end by itself."""
         now = time.monotonic()
         self._pending_since = self._pending_since or now
-        if now - self._pending_since > _UNMARKED_S:
-            self._pending_since = None
-            partitions = [TopicPartition(self.topics.positions, number) for number in batch.offsets()]
-            complete(self._producer, consumer, partitions)
+        return now - self._pending_since > _UNMARKED_S
+
+    def _complete(self, control: list[TopicPartition]) -> None:
+        assert self._producer is not None
+        self._pending_since = None
+        with _asking(self.kafka, self.group, "read_uncommitted") as unheld:
+            complete(self._producer, unheld, control, self.topics.positions)
 
     def close(self) -> None:
         """Let go of the producer; an open transaction is left to its successor."""
@@ -194,37 +218,41 @@ def fence(kafka: Mapping[str, object], transactional_id: str) -> Producer:
     return producer
 
 
-def complete(producer: Producer, anybody: Consumer, mirrors: list[TopicPartition]) -> None:
+def complete(producer: Producer, unheld: Consumer, control: list[TopicPartition], mirror: str) -> None:
     """Write the markers of a transaction that Kafka holds for complete, by another one of the same producer.
 
     A broker that is being stopped may report a commit, note it as complete, and write its markers nowhere
     (seen with Kafka 4.3). Then offsets and positions are pending for ever: no time-out ends them, as there is
     no transaction any more. A marker ends whatever its producer has pending in the partition where it is.
 
+    What had been confirmed may be lost then: markers of an abort that came between are as good. So the
+    offsets are those from before, and whoever has a memory of its own must read the log anew.
+
     Args:
         producer: under the transactional id of whoever left it, and in no transaction.
-        anybody: a consumer of the group that never joined it, so that no lease is needed.
-        mirrors: partitions of the positions topic.
+        unheld: a consumer of the group that never joined it, and sees offsets from before what is pending.
+        control: partitions whose offsets are pending.
+        mirror: the topic that has their positions.
 
     Raises:
         KafkaException: Kafka did not answer, or refused.
     """
+    offsets = unheld.committed(control, timeout=CALL_TIMEOUT_S)
+    for partition in offsets:
+        partition.offset = max(0, partition.offset)  # none yet is a negative number
     producer.begin_transaction()
-    for mirror in mirrors:
-        producer.produce(mirror.topic, None, _UNMARKED, mirror.partition)
+    for partition in control:
+        producer.produce(mirror, None, _UNMARKED, partition.partition)
     flush(producer)
-    # Of a topic whose offsets nobody reads: those of the other one are what is to be found again.
-    ends = [anybody.get_watermark_offsets(mirror, timeout=CALL_TIMEOUT_S)[1] for mirror in mirrors]
-    offsets = [TopicPartition(one.topic, one.partition, end) for one, end in zip(mirrors, ends, strict=True)]
-    producer.send_offsets_to_transaction(offsets, anybody.consumer_group_metadata(), CALL_TIMEOUT_S)
+    producer.send_offsets_to_transaction(offsets, unheld.consumer_group_metadata(), CALL_TIMEOUT_S)
     producer.commit_transaction(CALL_TIMEOUT_S)
-    log.warning("transaction.completed", partitions=[mirror.partition for mirror in mirrors])
+    log.warning("transaction.completed", partitions=[partition.partition for partition in control])
 
 
 @contextlib.contextmanager
-def _asking(kafka: Mapping[str, object], group: str) -> Iterator[Consumer]:
+def _asking(kafka: Mapping[str, object], group: str, isolation: str) -> Iterator[Consumer]:
     consumer = Consumer(
-        {**kafka, "group.id": group, "enable.auto.commit": False, "isolation.level": "read_committed"}
+        {**kafka, "group.id": group, "enable.auto.commit": False, "isolation.level": isolation}
     )
     try:
         yield consumer

@@ -57,8 +57,8 @@ class Log(Protocol):
         """Write *batch*."""
         ...
 
-    def has(self, batch: Batch) -> bool:
-        """Return whether a *batch* that failed is in the log all the same."""
+    def has(self, batch: Batch) -> bool | None:
+        """Return whether a *batch* that failed is in the log all the same; None if more than it is not."""
         ...
 
     @property
@@ -130,7 +130,14 @@ class Unrecovered:
     verdict: Verdict
 
 
-Outcome = Committed | Failed | Unrecovered | Recovered | Condemned
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """Batches are not in the log that were: what is known of these partitions has to be restored anew."""
+
+    tenures: frozenset[Tenure]
+
+
+Outcome = Committed | Failed | Unrecovered | Recovered | Condemned | Undone
 
 
 @dataclass(slots=True, kw_only=True)
@@ -192,6 +199,9 @@ class Writer:
                 yield Failed(error, judged)
                 while isinstance(in_log := await self._recover(batch), Unrecovered):
                     yield in_log
+                if in_log is None:
+                    yield self._undo(batch, outbox)
+                    continue
                 yield Recovered(in_log)
                 if not in_log:
                     found = self._narrow(entries, outbox, error) if judged is Verdict.POISONED else None
@@ -239,6 +249,13 @@ class Writer:
         outbox.replace(entry, instead)
         return Condemned(entry.stream, error)
 
+    def _undo(self, batch: Batch, outbox: Outbox) -> Undone:
+        """Forget the state in which *batch* was formed, and what follows from it."""
+        for tenure in batch.ledgers:
+            self.abandon(tenure)
+        outbox.settle(batch.entries)
+        return Undone(frozenset(batch.ledgers))
+
     async def _attempt(self, batch: Batch) -> KafkaError | None:
         """Write *batch*; return what went wrong.
 
@@ -252,7 +269,7 @@ class Writer:
             return error
         return None
 
-    async def _recover(self, batch: Batch) -> bool | Unrecovered:
+    async def _recover(self, batch: Batch) -> bool | Unrecovered | None:
         """Return whether *batch* is in the log, with a new producer in place; or why nobody knows yet."""
         try:
             # First the producer: it ends the old transaction, so the log's answer is final.

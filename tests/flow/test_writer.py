@@ -31,6 +31,7 @@ from connector.delivery.writer import (
     Failed,
     Outcome,
     Recovered,
+    Undone,
     Unrecovered,
     Writer,
 )
@@ -82,6 +83,7 @@ class FakeLog:
         asking: what becomes of the next questions, in order.
         poison: ids of statuses that are refused.
         largest: how many statuses a batch may have.
+        is_undone: what it took before is not in it.
         batches: what is in the log.
         calls: what was called, and when.
     """
@@ -92,6 +94,7 @@ class FakeLog:
         self.asking: deque[KafkaException | None] = deque()
         self.poison: set[str] = set()
         self.largest = 1 << 30
+        self.is_undone = False
         self.during = Call.INIT
         self.batches: list[Batch] = []
         self.calls: list[tuple[str, float]] = []
@@ -119,11 +122,11 @@ class FakeLog:
         refused = len(ids) > self.largest or not self.poison.isdisjoint(ids)
         return Fails(TOO_LARGE, Call.FLUSH) if refused else WRITTEN
 
-    def has(self, batch: Batch) -> bool:
+    def has(self, batch: Batch) -> bool | None:
         self._called("has")
         if self.asking and (error := self.asking.popleft()):
             raise error
-        return any(one.mark == batch.mark for one in self.batches)
+        return None if self.is_undone else any(one.mark == batch.mark for one in self.batches)
 
     def close(self) -> None:
         self._called("close")
@@ -345,6 +348,22 @@ async def test_a_producer_that_failed_is_gone_before_the_next_one_is_made() -> N
     await running.end()
     assert left == [[None]]
     await writer.close()
+
+
+async def test_a_log_that_has_lost_what_was_in_it_is_not_written_to_from_memory() -> None:
+    """Whoever runs the partitions begins anew; the others go on."""
+    running = writing(Fails(failure("_TIMED_OUT"), Call.FLUSH), owned=(HOME, AWAY))
+    running.log.is_undone = True
+    running.put(1)
+    async with in_background(running):
+        await asyncio.sleep(5)
+        assert running.kinds(Undone) == [Undone(frozenset({HOME}))]
+        assert running.kinds(Recovered) == []
+        running.put(2)
+        running.put(3, tenure=AWAY)
+        await asyncio.sleep(5)
+    assert running.log.ids() == [3]
+    assert running.outbox.size_bytes == 0
 
 
 # --- Failures -----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from kafka_wire import Api
 
 from connector import model
 from connector.control import lease as leases
-from connector.control.lease import Assigned, Lease, LeaseEvent, Lost, Revoked
+from connector.control.lease import Assigned, Lease, LeaseEvent, Lost, Read, Revoked
 from connector.delivery import positions, restore
 from connector.model import Position
 
@@ -102,6 +102,23 @@ async def test_a_partition_that_comes_back_is_another_tenure(kafka: Kafka, topic
         (back,) = (await owner.told(Assigned)).tenures
         assert back not in before
         assert owner.lease.grant.tenures == before - revoked.tenures | {back}
+
+
+async def test_a_partition_begins_anew_when_it_is_told_to(kafka: Kafka, topics: model.Topics) -> None:
+    """Its control records come again, under a tenure of its own; the other one goes on."""
+    kafka.publish(STREAM, {"track": ["kafka"]}, partition=0)
+    member = Member(kafka, topics)
+    async with member.taking_part():
+        before = (await member.told(Assigned)).tenures
+        assert len((await member.told(Read)).records) == 1
+        (first,) = (tenure for tenure in before if tenure.partition == 0)
+        member.lease.begin_anew(frozenset({first}))
+        assert (await member.told(Lost)).tenures == {first}
+        (again,) = (await member.told(Assigned)).tenures
+        assert again.partition == 0
+        assert again != first
+        assert len((await member.told(Read)).records) == 1
+        assert member.lease.grant.tenures == before - {first} | {again}
 
 
 # -- when the group's word cannot be had -------------------------------------------------------------------
