@@ -11,10 +11,11 @@ import orjson
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from connector.control.home import home
+from connector.control.messages import control_record, is_end
 from connector.control.predicates import Contributions, Limits
 from connector.control.table import Table
 from connector.errors import PredicatesRejected
-from connector.model import ControlRecord, StreamId, Topics
+from connector.model import StreamId, Topics
 
 _TIMEOUT_S = 10.0
 _POLL_S = 0.5
@@ -83,7 +84,9 @@ class Publisher:
             notes = {}
             for message in self._until_end(consumer, self._topics.positions, number):
                 notes[_text(message.key())] = message.value()
-            records = [_record(one) for one in self._until_end(consumer, self._topics.predicates, number)]
+            records = [
+                control_record(one) for one in self._until_end(consumer, self._topics.predicates, number)
+            ]
         finally:
             consumer.close()
         table = Table(limits={stream: limits}, partition=number, partitions=partitions)
@@ -132,15 +135,9 @@ class Publisher:
                     raise KafkaException(KafkaError(KafkaError._TIMED_OUT))  # noqa: SLF001 (its public name)
                 continue
             give_up_at = time.monotonic() + _TIMEOUT_S
-            error = message.error()
-            if error is None:
-                if (message.offset() or 0) >= end:
-                    return
-                yield message
-            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (its public name)
+            if is_end(message) or (message.offset() or 0) >= end:
                 return
-            else:
-                raise KafkaException(error)
+            yield message
 
     def _consumer(self) -> Consumer:
         return Consumer(
@@ -163,26 +160,14 @@ class Publisher:
         return len(found[topic].partitions)
 
 
-def _record(message: Message) -> ControlRecord:
-    number, offset, key, value = message.partition(), message.offset(), message.key(), message.value()
-    assert number is not None
-    assert offset is not None
-    assert not isinstance(key, str)
-    assert not isinstance(value, str)
-    return ControlRecord(number, offset, key, value)
-
-
 def _text(key: bytes | str | None) -> str:
     return key.decode(errors="replace") if isinstance(key, bytes) else key or ""
 
 
 def _answer(message: Message) -> dict[str, Any] | None:
     """Return the event that *message* holds; None where it is no answer to a control record."""
-    error = message.error()
-    if error is not None:
-        if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (its public name)
-            return None
-        raise KafkaException(error)
+    if is_end(message):
+        return None
     try:
         event = orjson.loads(message.value() or b"")
     except orjson.JSONDecodeError:

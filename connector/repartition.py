@@ -20,7 +20,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.admin import AdminClient
 
 from connector.control import relocation
-from connector.control.home import home, published
+from connector.control.home import home
+from connector.control.messages import control_record, is_end
 from connector.control.relocation import Answered, Content, stream_of_note, stream_or_none
 from connector.delivery import journal, positions, records
 from connector.delivery.journal import Page
@@ -130,7 +131,7 @@ class Repartition:
             while len(member.assignment()) < self.partitions:
                 message = member.poll(_POLL_S)
                 if message is not None:
-                    _check(message)
+                    is_end(message)
                 if time.monotonic() > deadline_at:
                     raise CopyRefused(f"group {self.group!r} has members: stop all replicas first")
             if self._members() != 1:
@@ -163,7 +164,7 @@ class Repartition:
         parts = []
         for number in range(_partitions(reader, self.old.predicates)):
             its = restored[number] if number < len(restored) else Restored()
-            held = [_record(one) for one in self._until_end(reader, self.old.predicates, number)]
+            held = [control_record(one) for one in self._until_end(reader, self.old.predicates, number)]
 
             def is_home(stream: StreamId, number: int = number) -> bool:
                 return homes.get(stream, home(stream, len(restored))) == number
@@ -199,7 +200,7 @@ class Repartition:
         deadline_at = time.monotonic() + _TIMEOUT_S
         while True:
             message = reader.poll(_POLL_S)
-            if message is None or _check(message):
+            if message is None or is_end(message):
                 if message is not None and (message.offset() or 0) >= end:
                     return
                 if time.monotonic() > deadline_at:
@@ -314,31 +315,6 @@ def _partitions(client: Consumer, topic: str) -> int:
     if topic not in found:
         raise CopyRefused(f"there is no topic {topic!r}")
     return len(found[topic].partitions)
-
-
-def _check(message: Message) -> bool:
-    """Whether a message is no record, but word of the end.
-
-    Raises:
-        KafkaException: it is an error.
-    """
-    error = message.error()
-    if error is None:
-        return False
-    if error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 (the library's public name for it)
-        raise KafkaException(error)
-    return True
-
-
-def _record(message: Message) -> ControlRecord:
-    number, offset, key, value = message.partition(), message.offset(), message.key(), message.value()
-    assert number is not None
-    assert offset is not None
-    assert not isinstance(key, str)
-    assert not isinstance(value, str)
-    headers = message.headers() or []
-    assert isinstance(headers, list)
-    return ControlRecord(number, offset, key, value, published(headers))
 
 
 def _flush(producer: Producer) -> None:

@@ -21,7 +21,7 @@ import structlog
 from confluent_kafka import OFFSET_BEGINNING as BEGINNING
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from connector.control import home
+from connector.control.messages import control_record
 from connector.control.proof import Pulse, has_generation, heard_at
 from connector.model import ControlRecord, Grant, Tenure
 
@@ -283,18 +283,13 @@ class Lease:
         records: list[ControlRecord] = []
         for message in messages:
             error = message.error()
-            partition, offset = message.partition(), message.offset()
             if error is None:
-                assert partition is not None
-                assert offset is not None
-                headers = message.headers() or []
-                assert isinstance(headers, list)
-                published = home.published(headers)
-                records.append(ControlRecord(partition, offset, message.key(), message.value(), published))
+                records.append(control_record(message))
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (the library's public name for it)
                 if records:
                     self._tell(Read(records))
                     records = []
+                partition = message.partition()
                 assert partition is not None
                 self._tell(CaughtUp(partition))
             elif error.fatal():
