@@ -293,10 +293,6 @@ class KafkaSettings(Group):
             "client.id": f"connector-{replica}",
             "log_level": 0,  # one line per broker and attempt; health says it once
             "reconnect.backoff.max.ms": _RECONNECT_MAX_MS,
-            # Starting over from the bootstrap servers, once no broker is connected, forgets the brokers but
-            # not which of them coordinates the group: a member then waits for it without end. It also tries
-            # twenty times a second.
-            "metadata.recovery.strategy": "none",
             **self.client,
             **secret,
         }

@@ -34,7 +34,7 @@ HEARTBEATS = 10
 """How many to a session, at least. A broker that has just started refuses the first; what is read and not
 committed is lost with the lease, for an upstream that cannot send it again."""
 
-HEARTBEAT_S = 0.5
+HEARTBEAT_S = 0.25
 """Longest interval. A member learns by its next heartbeat that there is something to share out anew, and what
 is to move waits for the last of them."""
 
@@ -120,12 +120,16 @@ class Lease:
             **config,
             "session.timeout.ms": int(session_s * 1000),
             "heartbeat.interval.ms": int(heartbeat_s * 1000),
-            "statistics.interval.ms": int(heartbeat_s * 1000),
+            "statistics.interval.ms": int(2 * heartbeat_s * 1000),
             "stats_cb": self._on_statistics,
             "partition.assignment.strategy": "cooperative-sticky",
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "enable.partition.eof": True,
+            # Otherwise it may forget, in an outage, which broker coordinates the group, and never join again.
+            "metadata.recovery.strategy": "none",
+            # An answer that waits for records holds up all else on its connection, a new partition's first.
+            "fetch.wait.max.ms": 100,
             "isolation.level": "read_committed",
             "auto.offset.reset": "earliest",
         }

@@ -29,8 +29,9 @@ def properties(kafka: Mapping[str, object], max_record_bytes: int) -> dict[str, 
     """
     return {
         **kafka,
-        # Otherwise send_offsets may wait for the group's coordinator without end, whatever its timeout; see
-        # the settings. A new producer starts from the bootstrap servers, and is made after each failure.
+        # Starting over from the bootstrap servers, once no broker is connected, forgets the brokers but not
+        # which of them coordinates the group: send_offsets then waits for it without end, whatever its
+        # timeout. A new producer starts from there too, and is made after each failure.
         "metadata.recovery.strategy": "none",
         "retry.backoff.ms": int(RETRY_BACKOFF_S * 1000),
         "partitioner": "murmur2_random",  # the partition Kafka's own clients choose

@@ -28,8 +28,8 @@ RESUME = {"resume": {"parameter": "since_seq", "cursor": "/seq"}, **LIVENESS}
 RATE = 250
 STATUS_BYTES = 2000
 OUTBOX_BYTES = 1 << 20
-CHUNK_BYTES = 64 << 10
-"""The most that comes off a socket at once."""
+ON_ITS_WAY_BYTES = 2 * (64 << 10)
+"""What is read and not yet in the outbox, at most: what comes off a socket at once, twice."""
 
 SLACK_S = 5.0
 """How far the time at which a status is received may be from its publication, on a machine that is busy."""
@@ -205,7 +205,7 @@ def _judge_loose(party: Party, committed: int, paused: Look) -> None:
     assert numbers == first["sent"][:kept] + second["sent"]
     assert kept >= committed
     if not party.has_lost_its_lease:
-        assert kept >= _read(party, paused.loose_wire_bytes - CHUNK_BYTES) > committed
+        assert kept >= _read(party, paused.loose_wire_bytes - ON_ITS_WAY_BYTES) > committed
 
     (gap,) = party.gaps()
     assert gap["subject"] == LOOSE
