@@ -46,7 +46,7 @@ integration: .venv/.ready ## against a real Kafka, started here or named by CONN
 
 chaos: .venv/.ready ## replicas, network, Kafka and upstreams under faults; SEED=n, DURATION_S=n, RESULTS=file
 	@$(BIN)/python deploy/local/kafka.py fetch
-	@PYTHONPATH=tests:examples:deploy/local $(BIN)/python -m chaos --seed $(or $(SEED),1) \
+	@PYTHONPATH=tests:examples:deploy/local $(BIN)/python -m chaos --seed $(or $(SEED),10) \
 		--duration-s $(or $(DURATION_S),60) $(if $(REPLICAS),--replicas $(REPLICAS)) \
 		$(if $(STREAMS),--streams $(STREAMS)) $(if $(RESULTS),--results $(RESULTS))
 

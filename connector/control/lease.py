@@ -22,7 +22,7 @@ from confluent_kafka import OFFSET_BEGINNING as BEGINNING
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from connector.control.messages import control_record
-from connector.control.proof import Pulse, has_generation, heard_at
+from connector.control.proof import Pulse, Standing, has_generation
 from connector.model import ControlRecord, Grant, Tenure
 
 log = structlog.get_logger("connector.lease")
@@ -41,6 +41,9 @@ is to move waits for the last of them."""
 STALE = 0.8
 """After this much of a session without a word from the coordinator streams are stopped: before the session is
 over, as another replica may start them then, and upstreams count connections."""
+
+_LOST = 10
+"""After as many statistics without a coordinator a new client is made: 5 s, or less in a short session."""
 
 _POLL_S = 0.2
 
@@ -121,13 +124,11 @@ class Lease:
             "session.timeout.ms": int(session_s * 1000),
             "heartbeat.interval.ms": int(heartbeat_s * 1000),
             "statistics.interval.ms": int(2 * heartbeat_s * 1000),
-            "stats_cb": self._on_statistics,
+            "stats_cb": lambda statistics: self._standing.take(statistics, time.monotonic()),
             "partition.assignment.strategy": "cooperative-sticky",
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "enable.partition.eof": True,
-            # Otherwise it may forget, in an outage, which broker coordinates the group, and never join again.
-            "metadata.recovery.strategy": "none",
             # An answer that waits for records holds up all else on its connection, a new partition's first.
             "fetch.wait.max.ms": 100,
             "isolation.level": "read_committed",
@@ -141,7 +142,7 @@ class Lease:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._polled_at = 0.0
-        self._heard_at = 0.0  # by the poll thread, from the coordinator
+        self._standing: Standing = Standing()  # as the poll thread hears
         self._pulse = Pulse(2 * _POLL_S)
         self._suspended: Revoked | None = None
         self._refused = (-_REFUSED_FOR_S, "")
@@ -213,11 +214,11 @@ class Lease:
         """Return how long the last proof of life counts yet; None if nothing hangs on it."""
         if self._suspended is not None or not self._grant.tenures:
             return None
-        return self._heard_at + STALE * self._session_s - time.monotonic()
+        return self._standing.heard_at + STALE * self._session_s - time.monotonic()
 
     def _suspend(self) -> Revoked:
         """Stop what is owned before others start it; in the loop, as the poll thread may be stuck itself."""
-        silent_s = time.monotonic() - self._heard_at
+        silent_s = time.monotonic() - self._standing.heard_at
         self._suspended = revoked = Revoked(self._grant.tenures)
         log.warning("lease.suspended", partitions=_numbers(revoked.tenures), silent_s=round(silent_s, 1))
         return revoked
@@ -237,6 +238,7 @@ class Lease:
 
     def _take_part(self) -> None:
         """Be a member of the group until stopped, or until the event loop is stuck."""
+        self._standing = Standing()
         consumer = Consumer(self._config)
         consumer.subscribe(
             [self._topic],
@@ -253,6 +255,9 @@ class Lease:
                 log.error("lease.given_up", loop_silent_s=round(self._pulse.silent_s, 1))
                 self._lose(self._grant.tenures)
                 break
+            if self._standing.lost >= _LOST and not self._grant.tenures:
+                log.info("lease.client_replaced")
+                break
             self._refresh(consumer)
             self._hand_over(messages)
             self._resume(consumer)
@@ -260,14 +265,10 @@ class Lease:
         self._commit_due(consumer)
         consumer.close()
 
-    def _on_statistics(self, statistics: str) -> None:
-        if (at := heard_at(statistics, time.monotonic())) is not None:
-            self._heard_at = at
-
     def _resume(self, consumer: Consumer) -> None:
         """Begin anew with what was suspended and is still ours, once its streams have stopped."""
         suspended = self._suspended
-        is_stale = time.monotonic() - self._heard_at > STALE * self._session_s
+        is_stale = time.monotonic() - self._standing.heard_at > STALE * self._session_s
         if suspended is None or is_stale or not suspended.released.is_set():
             return
         ours = suspended.tenures & self._grant.tenures
@@ -332,7 +333,7 @@ class Lease:
             self._regrant(Grant(self._grant.tenures, metadata))
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._heard_at = time.monotonic()
+        self._standing.heard_at = time.monotonic()
         added = self._tenures(partitions)
         for partition in partitions:
             partition.offset = BEGINNING  # the topic is a table: all of it is needed
@@ -370,7 +371,7 @@ class Lease:
         """Wait until the streams of *revoked* have stopped; the wait is no sign of a stuck thread."""
         give_up_at = time.monotonic() + HANDOVER_BUDGET_S
         while not revoked.released.wait(_POLL_S):
-            self._polled_at = self._heard_at = time.monotonic()
+            self._polled_at = self._standing.heard_at = time.monotonic()
             if self._polled_at > give_up_at:
                 return False
         return True

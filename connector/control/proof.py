@@ -17,6 +17,7 @@ class _Broker(msgspec.Struct):
 
 
 class _Group(msgspec.Struct):
+    state: str = ""
     join_state: str = ""
 
 
@@ -40,23 +41,39 @@ def has_generation(metadata: bytes | None) -> bool:
     return int.from_bytes(metadata[7:11], sys.byteorder, signed=True) >= 0
 
 
-def heard_at(statistics: str | bytes, now: float) -> float | None:
-    """Return when the coordinator was heard last; None where that is not known.
+class Standing:
+    """What librdkafka's statistics say about a membership.
 
-    Between rebalances it answers every heartbeat. In one its silence says nothing: it keeps a request to join
-    until all have come, and until then nobody else is given anything.
-
-    Args:
-        statistics: what librdkafka hands to `stats_cb` (its STATISTICS.md).
-        now: when they were made, on the clock of the result.
+    Attributes:
+        heard_at: when the coordinator was heard last. Between rebalances it answers every heartbeat. In one
+            its silence says nothing: it keeps a request to join until all have come, and until then nobody
+            else is given anything.
+        lost: how many statistics in a row had neither a coordinator nor an attempt to join. A client may have
+            forgotten every broker in an outage, or which of them coordinates the group, and then it stays so
+            (seen with librdkafka 2.16, whatever its ``metadata.recovery.strategy``).
     """
-    told = _decode(statistics)
-    if told.cgrp is None or told.cgrp.join_state != "steady":
-        return now
-    coordinator = told.brokers.get("GroupCoordinator")
-    if coordinator is None or coordinator.rxidle < 0:
-        return None
-    return now - coordinator.rxidle / 1e6
+
+    def __init__(self) -> None:
+        """Know nothing."""
+        self.heard_at = 0.0
+        self.lost = 0
+
+    def take(self, statistics: str | bytes, now: float) -> None:
+        """Take note of what librdkafka hands to `stats_cb` (its STATISTICS.md).
+
+        Args:
+            statistics: as they are.
+            now: when they were made, on the clock of `heard_at`.
+        """
+        told = _decode(statistics)
+        group = told.cgrp or _Group()
+        self.lost = self.lost + 1 if group.state != "up" or group.join_state == "init" else 0
+        if group.join_state != "steady":
+            self.heard_at = now
+            return
+        coordinator = told.brokers.get("GroupCoordinator")
+        if coordinator is not None and coordinator.rxidle >= 0:
+            self.heard_at = now - coordinator.rxidle / 1e6
 
 
 class Pulse:

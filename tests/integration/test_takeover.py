@@ -121,6 +121,26 @@ async def test_a_partition_begins_anew_when_it_is_told_to(kafka: Kafka, topics: 
         assert member.lease.grant.tenures == before - {first} | {again}
 
 
+async def test_a_client_that_finds_no_coordinator_is_replaced(
+    kafka: Kafka, topics: model.Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an outage a client may forget every broker, and then it waits for ever."""
+    made: list[Mapping[str, Any]] = []
+
+    class Forgetful(Consumer):
+        """The first of them knows of no broker that there is."""
+
+        def __init__(self, config: Mapping[str, Any]) -> None:
+            made.append(config)
+            super().__init__({**config, "bootstrap.servers": "127.0.0.1:1"} if len(made) == 1 else config)
+
+    monkeypatch.setattr(leases, "Consumer", Forgetful)
+    member = Member(kafka, topics, session_s=6)
+    async with member.taking_part():
+        assert len((await member.told(Assigned)).tenures) == 2
+    assert len(made) == 2
+
+
 # -- when the group's word cannot be had -------------------------------------------------------------------
 
 

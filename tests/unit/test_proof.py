@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from confluent_kafka import Consumer
 
-from connector.control.proof import Pulse, has_generation, heard_at
+from connector.control.proof import Pulse, Standing, has_generation
 
 NEVER_JOINED = Consumer({"group.id": "group"}).consumer_group_metadata()
 """As librdkafka writes it: its generation is -1."""
@@ -30,26 +30,51 @@ def test_what_is_no_metadata_is_no_proof(metadata: bytes | None) -> None:
     assert not has_generation(metadata)
 
 
-def statistics(idle_us: int | None, state: str = "steady") -> str:
+def statistics(idle_us: int | None, state: str = "steady", group: str = "up") -> str:
     """Return as much of librdkafka's statistics as counts, and some that does not."""
     brokers = {"127.0.0.1:9092/1": {"source": "learned", "rxidle": 5}}
     if idle_us is not None:
         brokers["GroupCoordinator"] = {"source": "logical", "rxidle": idle_us}
-    return json.dumps({"ts": 5016483047, "brokers": brokers, "cgrp": {"join_state": state, "stateage": 4740}})
+    cgrp = {"state": group, "join_state": state, "stateage": 4740}
+    return json.dumps({"ts": 5016483047, "brokers": brokers, "cgrp": cgrp})
 
 
 def test_the_coordinator_was_heard_when_it_last_answered() -> None:
-    assert heard_at(statistics(1_500_000), now=100.0) == 98.5
+    standing = Standing()
+    standing.take(statistics(1_500_000), now=100.0)
+    assert standing.heard_at == 98.5
 
 
 @pytest.mark.parametrize("idle_us", [None, -1])
 def test_nobody_knows_when_a_new_connections_other_end_was_heard(idle_us: int | None) -> None:
-    assert heard_at(statistics(idle_us), now=100.0) is None
+    standing = Standing()
+    standing.take(statistics(1_500_000), now=90.0)
+    standing.take(statistics(idle_us), now=100.0)
+    assert standing.heard_at == 88.5
 
 
 @pytest.mark.parametrize("state", ["init", "wait-join", "wait-sync", "wait-unassign-call"])
 def test_in_a_rebalance_silence_says_nothing(state: str) -> None:
-    assert heard_at(statistics(9_000_000, state), now=100.0) == 100.0
+    standing = Standing()
+    standing.take(statistics(9_000_000, state), now=100.0)
+    assert standing.heard_at == 100.0
+
+
+def test_a_client_that_knows_no_coordinator_or_does_not_join_is_lost() -> None:
+    standing = Standing()
+    for count, now in enumerate(
+        [
+            statistics(None, "init", "query-coord"),
+            statistics(-1, "init", "wait-broker-transport"),
+            statistics(5, "init"),
+            statistics(9_000_000, "steady", "query-coord"),
+        ],
+        start=1,
+    ):
+        standing.take(now, now=100.0)
+        assert standing.lost == count
+    standing.take(statistics(5, "wait-join"), now=100.0)
+    assert standing.lost == 0
 
 
 class Loop:
