@@ -96,7 +96,7 @@ class DebounceSettings(Group):
 
 
 class TlsSettings(Group):
-    """TLS towards an upstream. Files are read anew at each connection."""
+    """TLS towards an upstream. Files that have changed are read anew by the next connection."""
 
     ca_file: Path | None = None
     """Certificates that vouch for the upstream, in place of the public ones."""
@@ -114,8 +114,10 @@ class TlsSettings(Group):
         for name, path in self:
             if path is not None and not path.is_file():
                 raise ValueError(f"{name}: there is no file {path}")
+        if (its := self.tls()) == Tls():
+            return self  # a twentieth of a second to find that the public authorities can be read
         try:
-            self.tls().context()
+            its.context()
         except OSError as error:
             raise ValueError(f"the certificates cannot be used: {error}") from None
         return self

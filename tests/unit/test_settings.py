@@ -17,6 +17,7 @@ from connector.cli import main
 from connector.errors import ConfigurationError
 from connector.settings import load
 from connector.stream import dialect
+from connector.stream.transport import Tls
 
 ROOT = Path(__file__).parent.parent.parent
 SECRET = "hunter2-and-more"
@@ -298,6 +299,14 @@ def test_certificates_are_tried_before_the_start(config, tmp_path):
     ):
         with pytest.raises(ConfigurationError, match=mistake):
             load(config(with_stream(**https, tls=tls)))
+
+
+def test_certificates_that_nobody_names_are_not_tried_for_every_stream(config, monkeypatch):
+    tried: list[Tls] = []
+    monkeypatch.setattr(Tls, "context", tried.append)
+    streams = {f"stream-{number}": {"url": f"http://a/{number}"} for number in range(5)}
+    assert len(load(config({**GOOD, "streams": streams})).streams) == 5
+    assert tried == []
 
 
 def test_tls_for_a_url_without_it_is_a_mistake(config, tmp_path):
