@@ -186,7 +186,7 @@ class StreamSettings(Group):
     def _fits(cls, override: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if "dialect" in info.data:
             try:
-                dialect.parse(_text(info.data["dialect"]), override)
+                _manners(info.data["dialect"], override)
             except ValidationError as error:
                 raise ValueError("\n".join(configfile.explain(error))) from None
         return override
@@ -207,7 +207,7 @@ class StreamSettings(Group):
     @cached_property
     def manners(self) -> Dialect:
         """The dialect with the overrides laid over it, as they were at the start."""
-        return dialect.parse(_text(self.dialect), self.override)
+        return _manners(self.dialect, self.override)
 
 
 class TopicSettings(Group):
@@ -376,3 +376,14 @@ def load(path: Path | None) -> Settings:
 def _text(name: str) -> str:
     """Return a dialect's TOML, shipped or the user's own."""
     return Path(name).read_text("utf-8") if name.endswith(".toml") else dialect.text(name)
+
+
+_kept: dict[tuple[str, str], Dialect] = {}
+
+
+def _manners(name: str, override: dict[str, Any]) -> Dialect:
+    """Return a dialect with *override* laid over it: one for all streams that have the same."""
+    key = _text(name), repr(override)
+    if key not in _kept:
+        _kept[key] = dialect.parse(key[0], override)
+    return _kept[key]
