@@ -96,7 +96,7 @@ class DebounceSettings(Group):
 
 
 class TlsSettings(Group):
-    """TLS towards an upstream. Files are read anew at each connection."""
+    """TLS towards an upstream. Files that have changed are read anew by the next connection."""
 
     ca_file: Path | None = None
     """Certificates that vouch for the upstream, in place of the public ones."""
@@ -114,8 +114,10 @@ class TlsSettings(Group):
         for name, path in self:
             if path is not None and not path.is_file():
                 raise ValueError(f"{name}: there is no file {path}")
+        if (its := self.tls()) == Tls():
+            return self  # a twentieth of a second to find that the public authorities can be read
         try:
-            self.tls().context()
+            its.context()
         except OSError as error:
             raise ValueError(f"the certificates cannot be used: {error}") from None
         return self
@@ -184,7 +186,7 @@ class StreamSettings(Group):
     def _fits(cls, override: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if "dialect" in info.data:
             try:
-                dialect.parse(_text(info.data["dialect"]), override)
+                _manners(info.data["dialect"], override)
             except ValidationError as error:
                 raise ValueError("\n".join(configfile.explain(error))) from None
         return override
@@ -205,7 +207,7 @@ class StreamSettings(Group):
     @cached_property
     def manners(self) -> Dialect:
         """The dialect with the overrides laid over it, as they were at the start."""
-        return dialect.parse(_text(self.dialect), self.override)
+        return _manners(self.dialect, self.override)
 
 
 class TopicSettings(Group):
@@ -374,3 +376,14 @@ def load(path: Path | None) -> Settings:
 def _text(name: str) -> str:
     """Return a dialect's TOML, shipped or the user's own."""
     return Path(name).read_text("utf-8") if name.endswith(".toml") else dialect.text(name)
+
+
+_kept: dict[tuple[str, str], Dialect] = {}
+
+
+def _manners(name: str, override: dict[str, Any]) -> Dialect:
+    """Return a dialect with *override* laid over it: one for all streams that have the same."""
+    key = _text(name), repr(override)
+    if key not in _kept:
+        _kept[key] = dialect.parse(key[0], override)
+    return _kept[key]

@@ -182,6 +182,8 @@ def _read(
     deadline_at: float,
     into: Restored,
 ) -> None:
+    # After it has asked for offsets, a client would look for this leader in its next round, once a second.
+    committed.list_topics(mirror.topic, timeout=_CALL_TIMEOUT_S)
     committed.assign([mirror])
     came_at: float | None = None  # not before the first answer: until then the broker may be what is slow
     while True:

@@ -1,7 +1,7 @@
 """One HTTP response, as chunks of bytes. With `transport` and `reply`, all that speaks HTTP to upstreams.
 
-Every connection has a client of its own, so it has its own socket, its address is looked up anew, and
-certificates that were rotated are read anew. Closing it closes the socket.
+Every connection has a client of its own, so it has its own socket, and its address is looked up anew; what
+connections share is the TLS context, until a certificate is rotated. Closing it closes the socket.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from connector.stream.dialect import Liveness, Response
 from connector.stream.reply import bad_status, check_content, redirected
 from connector.stream.rules import MAX_BODY_BYTES, sync
 from connector.stream.sockets import Sockets
-from connector.stream.transport import Tls, is_unreachable, network, said
+from connector.stream.transport import Contexts, Tls, is_unreachable, network, said
 
 _MAX_REDIRECTS = 5
 _TOKEN_BYTES = 1 << 20
@@ -108,6 +108,7 @@ class HttpConnect:
             transport: in place of the network, for tests.
         """
         self._transport = transport
+        self._contexts = Contexts()
 
     async def __call__(self, target: Target, call: Call) -> AsyncGenerator[Opened | bytes, None]:
         """Open one connection; see `Connect`."""
@@ -139,7 +140,7 @@ class HttpConnect:
         if self._transport is not None:
             transport = self._transport()
         else:
-            transport = await network(target.tls, target.proxy, sockets)
+            transport = network(await self._contexts.of(target.tls), target.proxy, sockets)
         connect_s = target.liveness.connect_timeout_s
         async with httpx.AsyncClient(
             transport=transport,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from typing import Annotated, Literal
 
@@ -347,7 +348,7 @@ def _within(one: str, other: str) -> bool:
 
 def names() -> list[str]:
     """Return the dialects that come with the connector."""
-    return sorted(name for name, _ in _shipped())
+    return sorted(_shipped())
 
 
 def text(name: str) -> str:
@@ -356,13 +357,11 @@ def text(name: str) -> str:
     Raises:
         KeyError: there is no dialect of that name.
     """
-    return dict(_shipped())[name]
+    return _shipped()[name]
 
 
 def load(name: str, override: Mapping[str, object]) -> Dialect:
-    """Return the dialect *name* with the keys of *override* laid over it.
-
-    A value of None in *override* removes a key.
+    """Return the dialect *name* with the keys of *override* laid over it; a value of None removes a key.
 
     Raises:
         KeyError: there is no dialect of that name.
@@ -381,9 +380,10 @@ def parse(content: str, override: Mapping[str, object]) -> Dialect:
     return Dialect.model_validate(_laid_over(tomllib.loads(content), override))
 
 
-def _shipped() -> Iterator[tuple[str, str]]:
-    for file in (resources.files("connector.stream") / "dialects").iterdir():
-        yield file.name.removesuffix(".toml"), file.read_text("utf-8")
+@cache
+def _shipped() -> Mapping[str, str]:
+    files = (resources.files("connector.stream") / "dialects").iterdir()
+    return {file.name.removesuffix(".toml"): file.read_text("utf-8") for file in files}
 
 
 def _laid_over(base: Mapping[str, object], override: Mapping[str, object]) -> dict[str, object]:

@@ -24,7 +24,7 @@ _READ_BYTES = 1 << 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """How TLS peers prove themselves; files are read anew at each connection.
+    """How TLS peers prove themselves; files that have changed are read anew by the next connection.
 
     Attributes:
         ca_file: certificates that vouch for the upstream, in place of the public ones.
@@ -37,7 +37,7 @@ class Tls:
     key_file: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """Return a context for one connection.
+        """Return a context for connections that begin now.
 
         Raises:
             OSError: a file cannot be read, or holds something else.
@@ -56,17 +56,38 @@ class Tls:
         return tuple(file and _changed_at(file) for file in files)
 
 
-async def network(tls: Tls, proxy: str | None, sockets: Sockets) -> httpx.AsyncBaseTransport:
-    """Return what carries one connection, and is closed with it.
+class Contexts:
+    """The TLS contexts of a process: one for all connections that prove themselves alike.
 
-    Raises:
-        Unreachable: certificates cannot be read.
+    The public authorities alone take two thirds of a megabyte, and a tenth of a second to parse.
     """
-    try:
-        # Hundreds of certificates are parsed: not on the loop that reads other streams.
-        context = await asyncio.to_thread(tls.context)
-    except OSError as error:
-        raise Unreachable(f"no TLS: {error}") from error
+
+    def __init__(self) -> None:
+        self._kept: dict[Tls, tuple[object, ssl.SSLContext]] = {}
+        self._loading = asyncio.Lock()  # else a thousand streams that start at once load one each
+
+    async def of(self, tls: Tls) -> ssl.SSLContext:
+        """Return the context for a connection that begins now.
+
+        Raises:
+            Unreachable: certificates cannot be read.
+        """
+        async with self._loading:
+            # Looked at before the files are read: what changes meanwhile is read again the next time.
+            fingerprint = tls.fingerprint()
+            kept_by, context = self._kept.get(tls, (None, None))
+            if context is None or kept_by != fingerprint:
+                try:
+                    # Hundreds of certificates are parsed: not on the loop that reads other streams.
+                    context = await asyncio.to_thread(tls.context)
+                except OSError as error:
+                    raise Unreachable(f"no TLS: {error}") from error
+                self._kept[tls] = fingerprint, context
+            return context
+
+
+def network(context: ssl.SSLContext, proxy: str | None, sockets: Sockets) -> httpx.AsyncBaseTransport:
+    """Return what carries one connection, and is closed with it; the *context* may be others' too."""
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             ssl=context, use_dns_cache=False, force_close=True, socket_factory=sockets

@@ -12,15 +12,18 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE.parent), str(ROOT / "deploy/local")]
 
+import replicas
 import report
 import rig
 import scenarios
+
+ALL = {**scenarios.ALL, "replicas": replicas.replicas}
 
 
 def main() -> None:
     """Run what is asked for; exit with 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", choices=scenarios.ALL, help="scenarios; all if none is named")
+    parser.add_argument("--only", nargs="*", choices=ALL, help="scenarios; all if none is named")
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each measurement is")
     parser.add_argument("--rounds", type=int, default=3, help="how often the sides of a pair take turns")
     parser.add_argument("--memory-seconds", type=float, default=30.0, help="how long memory is watched")
@@ -37,10 +40,10 @@ def main() -> None:
             rounds=asked.rounds,
             memory_s=asked.memory_seconds,
         )
-        for name in asked.only or scenarios.ALL:
+        for name in asked.only or ALL:
             began_at = time.monotonic()
-            print(f"{name}: {(scenarios.ALL[name].__doc__ or '').splitlines()[0]}", flush=True)
-            for row in scenarios.ALL[name](bench):
+            print(f"{name}: {(ALL[name].__doc__ or '').splitlines()[0]}", flush=True)
+            for row in ALL[name](bench):
                 print(f"    {row.what}: {row.value:.3g} {row.unit}, target {row.target:g}", flush=True)
                 rows.append(row)
             print(f"    ({time.monotonic() - began_at:.0f} s)", flush=True)

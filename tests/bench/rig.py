@@ -118,6 +118,12 @@ def script(name: str, *arguments: str) -> Measured:
     return Measured(**json.loads(done.stdout))
 
 
+def total(exposition: str, name: str) -> int:
+    """Return a metric of all streams together."""
+    lines = (line for line in exposition.splitlines() if line.startswith(f"connector_{name}{{"))
+    return int(sum(float(line.split()[-1]) for line in lines))
+
+
 class Connector:
     """The connector as a whole process, with topics of its own, reading the streams of one URL."""
 
@@ -194,9 +200,7 @@ class Connector:
         return self._total("statuses_committed_total")
 
     def _total(self, name: str) -> int:
-        exposition = self._connector.ops("/metrics")[1]
-        lines = (line for line in exposition.splitlines() if line.startswith(f"connector_{name}{{"))
-        return int(sum(float(line.split()[-1]) for line in lines))
+        return total(self._connector.ops("/metrics")[1], name)
 
     def measure(self, seconds: float, warm_s: float = 1.0, total: int | None = None) -> Measured:
         """Return what it does in *seconds* once it is warm, or until it has committed *total*."""

@@ -3,7 +3,9 @@
     GET /?size=2200              statuses of so many bytes, as fast as they are read, one in each HTTP chunk
     GET /?size=2200&coding=gzip  the same, compressed at the start: `--gzip` says how many there are
     GET /?rate=1000              so many each second, each with the moment at which it was written
-    GET /?heartbeat=20           nothing but a keep-alive every so many seconds
+    GET /?heartbeat=20           nothing but a keep-alive, at once and then every so many seconds
+    GET /?heartbeat=20&name=x    the same; for how long there was no connection of this name is remembered
+    GET /pauses                  how long these pauses were, in seconds, since this was asked last
 
 No status is ever sent twice. A connection that has brought all it had stays open.
 """
@@ -19,7 +21,9 @@ import random
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from urllib.parse import parse_qs, urlsplit
 
@@ -141,21 +145,27 @@ class Upstream:
     def __init__(self, gzipped: list[bytes]) -> None:
         self._gzipped = gzipped
         self._blocks = itertools.count()
+        self._open: Counter[str] = Counter()  # connections by name
+        self._closed_at: dict[str, float] = {}
+        self._pauses: list[float] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request, whose body, if any, is short."""
         head = await reader.readuntil(b"\r\n\r\n")
-        query = {
-            name: values[0] for name, values in parse_qs(urlsplit(head.split(b" ")[1].decode()).query).items()
-        }
+        asked = urlsplit(head.split(b" ")[1].decode())
+        query = {name: values[0] for name, values in parse_qs(asked.query).items()}
         coding = query.get("coding", "")
         writer.write(_HEAD % (b"Content-Encoding: gzip\r\n" if coding else b""))
         try:
             # A reader that leaves breaks the connection, or the transport is closed already.
-            if "rate" in query:
+            if asked.path == "/pauses":
+                writer.write(_chunk(json.dumps(self._pauses).encode()) + b"0\r\n\r\n")
+                self._pauses.clear()
+            elif "rate" in query:
                 await self._paced(writer, int(query["rate"]), int(query.get("size", 2200)))
             elif "heartbeat" in query:
-                await self._silent(writer, float(query["heartbeat"]))
+                with self._present(query.get("name", "")):
+                    await self._silent(reader, writer, float(query["heartbeat"]))
             elif coding:
                 for part in self._gzipped:
                     writer.write(part)
@@ -187,12 +197,27 @@ class Upstream:
             await writer.drain()
             await asyncio.sleep(_LAPSE_S)
 
-    async def _silent(self, writer: asyncio.StreamWriter, every_s: float) -> None:
-        await asyncio.sleep(random.random() * every_s)
-        while True:
+    async def _silent(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, every_s: float
+    ) -> None:
+        wait_s = random.random() * every_s
+        while not reader.at_eof():
             writer.write(_chunk(b"\r\n"))
-            await writer.drain()
-            await asyncio.sleep(every_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await reader.read()  # until the reader leaves
+            wait_s = every_s
+
+    @contextmanager
+    def _present(self, name: str) -> Iterator[None]:
+        if not self._open[name] and (closed_at := self._closed_at.pop(name, None)) is not None:
+            self._pauses.append(time.monotonic() - closed_at)
+        self._open[name] += 1
+        try:
+            yield
+        finally:
+            self._open[name] -= 1
+            self._closed_at[name] = time.monotonic()
 
 
 async def _main(gzip: int) -> None:

@@ -17,6 +17,7 @@ from connector.cli import main
 from connector.errors import ConfigurationError
 from connector.settings import load
 from connector.stream import dialect
+from connector.stream.transport import Tls
 
 ROOT = Path(__file__).parent.parent.parent
 SECRET = "hunter2-and-more"
@@ -284,6 +285,27 @@ def test_mistakes_in_a_users_own_file_are_named(config, tmp_path, content, mista
     assert any(one.startswith(mistake.format(file=own)) for one in error.value.mistakes), error.value.mistakes
 
 
+def test_streams_of_the_same_manners_share_them_and_no_others_do(config, tmp_path):
+    own = tmp_path / "own.toml"
+    own.write_text(dialect.text("ndjson"))
+    manners: list[dict[str, object]] = [
+        {"dialect": "ndjson"},
+        {"dialect": "ndjson", "override": {}},
+        {"dialect": "ndjson", "override": {"liveness": {"stall_timeout_s": 7}}},
+        {"dialect": "sse"},
+        {"dialect": str(own)},
+    ]
+    streams = {f"stream-{at}": {"url": "http://a/", **one} for at, one in enumerate(manners)}
+    loaded = load(config({**GOOD, "streams": streams})).streams.values()
+    first, same, stalls, sse, copy = (one.manners for one in loaded)
+    assert first is same is copy
+    assert stalls.liveness.stall_timeout_s == 7 != first.liveness.stall_timeout_s
+    assert (first.framing.kind, sse.framing.kind) == ("lines", "sse")
+    own.write_text(dialect.text("sse"))
+    (changed,) = load(config(with_stream(dialect=str(own)))).streams.values()
+    assert changed.manners is sse
+
+
 # TLS, proxy and the other ways to prove who asks
 
 
@@ -298,6 +320,14 @@ def test_certificates_are_tried_before_the_start(config, tmp_path):
     ):
         with pytest.raises(ConfigurationError, match=mistake):
             load(config(with_stream(**https, tls=tls)))
+
+
+def test_certificates_that_nobody_names_are_not_tried_for_every_stream(config, monkeypatch):
+    tried: list[Tls] = []
+    monkeypatch.setattr(Tls, "context", tried.append)
+    streams = {f"stream-{number}": {"url": f"http://a/{number}"} for number in range(5)}
+    assert len(load(config({**GOOD, "streams": streams})).streams) == 5
+    assert tried == []
 
 
 def test_tls_for_a_url_without_it_is_a_mistake(config, tmp_path):
