@@ -108,8 +108,6 @@ def restore(
     ):
         # Nothing is ever committed there, so this waits for the group's coordinator and for nobody else.
         committed.committed([mirror], timeout=_CALL_TIMEOUT_S)
-        # Its first fetch would wait for the partition's leader, which is looked for once a second.
-        committed.list_topics(mirror.topic, timeout=_CALL_TIMEOUT_S)
         predecessor = _Predecessor(kafka, uncommitted, control, topics.positions, own)
         restored = Restored(_handled(committed, control, predecessor, deadline_at))
         start, end = uncommitted.get_watermark_offsets(mirror, timeout=_CALL_TIMEOUT_S)
