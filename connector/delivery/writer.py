@@ -8,6 +8,7 @@ attempt, never what became of the last.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections import Counter
@@ -42,8 +43,8 @@ _PAUSE_S = 1.0
 _SURELY_ALL = 1 << 15
 """More statuses than a batch ever has."""
 
-_PAUSED = frozenset({Verdict.RETRY, Verdict.FENCED, Verdict.FATAL})
-"""What needs time to pass: a broker, a proof of the lease, a person."""
+_PAUSED = frozenset({Verdict.RETRY, Verdict.FATAL})
+"""What needs time to pass: a broker, a person."""
 
 
 class Log(Protocol):
@@ -209,7 +210,9 @@ class Writer:
                         yield found
                     else:
                         outbox.put_back(entries)
-                    if judged in _PAUSED or failed_before:
+                    if judged is Verdict.FENCED:
+                        await self._proof_after(grant, ownership)
+                    elif judged in _PAUSED or failed_before:
                         await self._pause()
                     is_narrower = judged is Verdict.POISONED and (found is not None or _count(entries) > 1)
                     failed_before = not is_narrower
@@ -280,8 +283,18 @@ class Writer:
             await self._pause()
             return Unrecovered(error.args[0], _judge(error.args[0], Call.INIT))
 
+    async def _proof_after(self, grant: Grant, ownership: Ownership) -> None:
+        """Wait for another proof of the lease, no longer than for anything: it may not be what is missing."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._pause_s()):
+                while ownership.grant.metadata in (grant.metadata, None):
+                    await ownership.changed()
+
     async def _pause(self) -> None:
-        await asyncio.sleep(_PAUSE_S * (1 - 0.5 * self.rng.random()))
+        await asyncio.sleep(self._pause_s())
+
+    def _pause_s(self) -> float:
+        return _PAUSE_S * (1 - 0.5 * self.rng.random())
 
     async def _call(self, function: Callable[[Unpack[_Args]], _T], *arguments: *_Args) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)

@@ -350,6 +350,19 @@ async def test_a_producer_that_failed_is_gone_before_the_next_one_is_made() -> N
     await writer.close()
 
 
+async def test_who_is_fenced_goes_on_with_the_next_proof_at_once() -> None:
+    """A generation of the group has ended, and the next one is there in a moment."""
+    running = writing(Fails(failure("ILLEGAL_GENERATION"), Call.SEND_OFFSETS))
+    running.put(1)
+    async with in_background(running):
+        await asyncio.sleep(0.1)
+        running.lease.give(HOME, metadata=b"newer proof")
+        await asyncio.sleep(5)
+    assert running.verdicts == [Verdict.FENCED]
+    assert running.log.ids() == [1]
+    assert running.log.written_at == [0.0, 0.1]
+
+
 async def test_a_log_that_has_lost_what_was_in_it_is_not_written_to_from_memory() -> None:
     """Whoever runs the partitions begins anew; the others go on."""
     running = writing(Fails(failure("_TIMED_OUT"), Call.FLUSH), owned=(HOME, AWAY))

@@ -9,7 +9,7 @@ import shutil
 import time
 from contextlib import ExitStack
 from datetime import datetime
-from itertools import accumulate, takewhile
+from itertools import accumulate, pairwise, takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -164,7 +164,6 @@ def test_an_outage_of_kafka_under_load_costs_no_memory_and_nothing_that_can_be_h
                     assert not party.look().is_ready
             full = [max(party.looks, key=lambda look: look.outbox_bytes) for party in parties]
             broker = Broker(tmp_path / "kafka", port)
-            outage_s = time.monotonic() - stopped_at
             for party, before in zip(parties, usual, strict=True):
                 eventually(lambda its=party: its.look().is_ready, "ready again")
                 _judge_resources(party, before)
@@ -175,7 +174,6 @@ def test_an_outage_of_kafka_under_load_costs_no_memory_and_nothing_that_can_be_h
                 await_complete(party.kafka, party.steady, stream=STREAM)
                 _judge_loose(party, at_least, paused)
                 assert party.connector.stop()[0] == 0
-            assert outage_s > 20 or not patient.has_lost_its_lease  # longer on a machine that is very busy
     finally:
         broker.stop()
 
@@ -199,25 +197,33 @@ def _judge_loose(party: Party, committed: int, paused: Look) -> None:
         paused: the look at which the outbox was full.
     """
 
+    def spoken() -> list[dict[str, Any]]:
+        return [one for one in party.loose.connections() if one["sent"]]
+
     def is_there() -> bool:
-        newest = party.loose.connections()[-1]
+        newest = spoken()[-1]
         return newest["last_seq"] == party.loose_published and newest["sent"][-1] in _numbers(party)
 
     eventually(is_there, "the newest")
-    first, second = party.loose.connections()
+    sent = [one["sent"] for one in spoken()]
     numbers = _numbers(party)
-    kept = len(numbers) - len(second["sent"])
-    assert numbers == first["sent"][:kept] + second["sent"]
-    undone = party.connector.logged("writer.undone")
-    assert kept >= committed or undone
+    pieces = [[number for number in numbers if number in set(its)] for its in sent]
+    assert numbers == [number for piece in pieces for number in piece]
+    assert [piece == its[: len(piece)] for piece, its in zip(pieces, sent, strict=True)] == [True] * len(sent)
+    assert pieces[-1] == sent[-1]
+    kept = len(pieces[0])
+    assert kept >= committed or party.connector.logged("writer.undone")
     if not party.has_begun_anew:
         assert kept >= _read(party, paused.loose_wire_bytes - ON_ITS_WAY_BYTES) > committed
 
-    (gap,) = party.gaps()
-    assert gap["subject"] == LOOSE
-    begin, end = (datetime.fromisoformat(gap["data"][bound]).timestamp() for bound in ("from", "to"))
-    assert abs(begin - party.loose_published_at(first["sent"][kept - 1])) < SLACK_S
-    assert abs(end - party.loose_published_at(second["sent"][0])) < SLACK_S
+    told = [
+        [datetime.fromisoformat(gap["data"][bound]).timestamp() for bound in ("from", "to")]
+        for gap in party.gaps()
+        if gap["subject"] == LOOSE
+    ]
+    for piece, its in pairwise(piece for piece in pieces if piece):
+        begin, end = party.loose_published_at(piece[-1]), party.loose_published_at(its[0])
+        assert any(abs(one - begin) < SLACK_S and abs(other - end) < SLACK_S for one, other in told)
 
 
 def _numbers(party: Party) -> list[int]:
