@@ -14,7 +14,7 @@ from typing import TypeVar
 import structlog
 from confluent_kafka import KafkaError, KafkaException
 
-from connector import __version__, topics
+from connector import __version__, sharing, topics
 from connector.control.lease import Lease
 from connector.delivery.acknowledgements import Acknowledgements
 from connector.delivery.outbox import Outbox
@@ -115,7 +115,8 @@ async def _work(
     longest = max(one.manners.framing.max_frame_bytes for one in settings.streams.values())
     written = _log(settings, kafka, lease, longest + topics.BATCH_OVERHEAD_BYTES)
     writer = Writer(log=written, commit_interval_s=settings.delivery.commit_interval_s)
-    for stream, its in settings.streams.items():
+    running = sharing.running(settings.streams)
+    for stream, its in running.items():
         promised = its.promise(settings.delivery.mode)
         log.info("stream.promised", stream=stream, **dataclasses.asdict(promised))
         metrics.promised(stream, promised.name)
@@ -133,7 +134,8 @@ async def _work(
         return restore(kafka, settings.kafka.group, names, partition, _RESTORE_TIMEOUT_S, own)
 
     supervisor = Supervisor(
-        streams=settings.streams,
+        streams=running,
+        shared=sharing.shared(settings.streams),
         partitions=partitions,
         lease=lease,
         outbox=outbox,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import sys
-import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +18,7 @@ from connector.errors import ConfigurationError, ConnectorError, WriteRefused
 if TYPE_CHECKING:
     from connector.publisher import Publisher
     from connector.settings import Settings
-    from connector.stream.dialect import Predicate
+    from connector.stream.request import Predicate
     from connector.topics import Wanted
 
 EXIT_CONFIGURATION = 2
@@ -219,9 +217,15 @@ def watch(
 ) -> None:
     """Print the answers to all publishers as they are given, until Ctrl-C."""
     settings = _settings(config)
+    from connector.control.shares import whole
+
     with _kafka_errors(settings), contextlib.suppress(KeyboardInterrupt):
         for answer in _publisher(settings).answers():
-            if answer is not None and stream in {None, answer.get("subject")}:
+            if answer is not None and stream in {
+                None,
+                subject := answer.get("subject"),
+                whole(subject or ""),
+            }:
                 _tell(answer)
 
 
@@ -299,6 +303,7 @@ def _publish(
 ) -> None:
     import orjson
 
+    from connector.awaited import awaited
     from connector.control.predicates import check_size, parse, stream_of
     from connector.errors import PredicatesRejected
 
@@ -323,7 +328,10 @@ def _publish(
         partition, offset = kafka.put(stream, key, value)
         typer.echo(f"published {key} to {settings.kafka.topics.predicates}/{partition}/{offset}")
         if is_waiting:
-            raise typer.Exit(_awaited(answers, partition, offset, timeout_s))
+            is_in_force = awaited(answers, partition, offset, timeout_s, _tell)
+            if is_in_force is None:
+                typer.echo(f"no final answer within {timeout_s:g} s", err=True)
+            raise typer.Exit(0 if is_in_force else 1)
 
 
 def _is_text(argument: str) -> bool:
@@ -335,30 +343,7 @@ def _is_text(argument: str) -> bool:
     return True
 
 
-def _awaited(
-    answers: Generator[dict[str, Any] | None, None, None],
-    partition: int,
-    offset: int,
-    timeout_s: float | None,
-) -> int:
-    """Print the answers to one record until the last of them; return the exit code."""
-    give_up_at = math.inf if timeout_s is None else time.monotonic() + timeout_s
-    for answer in answers:
-        data = {} if answer is None else answer["data"]
-        if answer is not None and (data.get("partition"), data.get("offset")) == (partition, offset):
-            _tell(answer)
-            match answer["type"]:
-                case "predicates.applied" | "predicates.unchanged":
-                    return 0
-                case "predicates.rejected" | "predicates.refused" | "predicates.superseded":
-                    return 1
-        if time.monotonic() > give_up_at:
-            break
-    typer.echo(f"no final answer within {timeout_s:g} s", err=True)
-    return 1
-
-
-def _tell(answer: dict[str, Any]) -> None:
+def _tell(answer: Mapping[str, Any]) -> None:
     import orjson
 
     kind = answer["type"].removeprefix("predicates.")

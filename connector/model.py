@@ -16,6 +16,12 @@ StreamId = str
 MOVED_FROM = "moved-from"
 """Header of a control record that was moved: ``<partition>/<offset>`` where its publisher put it."""
 
+DEALT = "dealt"
+"""Header of a control record that the connector put, for a share of a stream."""
+
+NOWHERE = -1
+"""Offset of a control record that was on no topic before."""
+
 
 class Status(NamedTuple):
     """One status, or word that it is no more.
@@ -80,6 +86,7 @@ class ControlRecord(NamedTuple):
     Attributes:
         value: None removes the key's contribution.
         published: (partition, offset) where its publisher put it, if it was moved from there.
+        is_dealt: the connector put it, for a share of the stream that it is about.
     """
 
     partition: int
@@ -87,13 +94,14 @@ class ControlRecord(NamedTuple):
     key: bytes | None
     value: bytes | None
     published: tuple[int, int] | None = None
+    is_dealt: bool = False
 
 
 class Note(NamedTuple):
     """Something about a partition's streams to be found again after a restart, beside the positions.
 
     Attributes:
-        key: has a ``/`` in it, which no stream's name has.
+        key: has a ``/`` in it, which no stream's name has. Without one it is a position, to be taken back.
         value: None takes it back.
     """
 

@@ -39,6 +39,7 @@ from pydantic_settings import (
 from connector import configfile
 from connector.auth import Auth, NoAuth, SecretFile, reader
 from connector.configfile import Group
+from connector.control import shares
 from connector.delivery.promise import Mode, Promise, promise
 from connector.model import Topics
 from connector.stream import dialect
@@ -149,6 +150,9 @@ class StreamSettings(Group):
 
     debounce: DebounceSettings = DebounceSettings()
 
+    partitions: Annotated[int, Field(ge=1, le=shares.MAX_SHARES)] = 1
+    """How many streams it runs as, each with a share of the statuses (see ``request.partition``)."""
+
     @field_validator("url")
     @classmethod
     def _without_secrets(cls, url: HttpUrl) -> HttpUrl:
@@ -195,6 +199,8 @@ class StreamSettings(Group):
     def _encrypted(self) -> StreamSettings:
         if self.url.scheme == "http" and self.tls != TlsSettings():
             raise ValueError("tls: the url is not https")
+        if self.partitions > 1 and self.manners.request.partition is None:
+            raise ValueError("partitions: the dialect has no request.partition, so one connection gets all")
         return self
 
     def promise(self, mode: Mode) -> Promise:
@@ -327,6 +333,11 @@ class OpsSettings(Group):
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
 
 
+def _apart(streams: dict[str, StreamSettings]) -> dict[str, StreamSettings]:
+    shares.check_names({name: its.partitions for name, its in streams.items()})
+    return streams
+
+
 class Settings(BaseSettings):
     """All of the above; the only class that reads the environment."""
 
@@ -345,7 +356,7 @@ class Settings(BaseSettings):
     """
 
     kafka: KafkaSettings
-    streams: Annotated[dict[Name, StreamSettings], Field(min_length=1)]
+    streams: Annotated[dict[Name, StreamSettings], Field(min_length=1), AfterValidator(_apart)]
     """The upstream streams by name; the name is the first part of a control record's key."""
 
     delivery: DeliverySettings = DeliverySettings()

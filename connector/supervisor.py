@@ -16,14 +16,16 @@ from random import Random
 import structlog
 from confluent_kafka import KafkaException
 
+from connector import sharing
 from connector.control import lease as leases
+from connector.control import shares
 from connector.control.answers import Change, noted_waiting
 from connector.control.debounce import Debounce
 from connector.control.demand import Demand, noted_in_force
 from connector.control.home import home
 from connector.control.lease import Lease
 from connector.control.predicates import MAX_KEY_BYTES
-from connector.control.table import Elsewhere, Table, Taken
+from connector.control.table import Elsewhere, Gone, Table, Taken
 from connector.delivery.dedupe import Window
 from connector.delivery.deletions import Deletions
 from connector.delivery.outbox import Entry, Outbox
@@ -32,7 +34,7 @@ from connector.delivery.restore import Restored
 from connector.delivery.writer import Writer
 from connector.errors import PredicatesRejected
 from connector.lifecycle import Lifecycle
-from connector.model import ControlRecord, DeadLetter, Event, Position, StreamId, Tenure
+from connector.model import ControlRecord, DeadLetter, Event, Note, Position, StreamId, Tenure
 from connector.ops.metrics import Metrics
 from connector.outlet import Outlet
 from connector.settings import StreamSettings
@@ -70,7 +72,8 @@ class Supervisor:
     """Runs the streams whose lease this replica holds.
 
     Attributes:
-        streams: the configured ones, by name.
+        streams: what runs, by name: the configured streams, and the shares of those that have several.
+        shared: how many shares a configured stream has that has several.
         partitions: how many the control topic has.
         restore: reads a partition's state back from the log; blocking.
         topic: the control topic's name, for dead letters.
@@ -87,6 +90,7 @@ class Supervisor:
     connect: Connect
     metrics: Metrics
     topic: str
+    shared: Mapping[StreamId, int] = field(default_factory=dict)
     mode: Mode = "exactly_once"
     rng: Random = field(default_factory=Random)
     wall: Callable[[], float] = time.time
@@ -157,7 +161,11 @@ class Supervisor:
     def _begin(self, tenure: Tenure) -> None:
         if not self._draining:
             limits = {stream: its.manners.request.predicates for stream, its in self.streams.items()}
-            table = Table(limits=limits, partition=tenure.partition, partitions=self.partitions)
+            for stream, count in self.shared.items():
+                limits[stream] = limits[shares.names(stream, count)[0]]
+            table = Table(
+                limits=limits, partition=tenure.partition, partitions=self.partitions, shared=self.shared
+            )
             partition = self._owned[tenure.partition] = _Partition(tenure, table)
             self._tasks.create_task(self._restore(partition), name=f"restore-{tenure.partition}")
 
@@ -188,6 +196,8 @@ class Supervisor:
         for record, rejected in partition.table.load(answered, restored.notes):  # settings have changed
             key = Change.of(record).key
             log.warning("control.record_unfit", key=key, offset=record.offset, reason=str(rejected))
+        for entry in sharing.entries(partition.tenure, partition.table, restored, self.streams.keys()):
+            self.outbox.put(entry)
         journals = restored.journals()
         for stream, settings in self.streams.items():
             if home(stream, self.partitions) != number:
@@ -303,6 +313,11 @@ class Supervisor:
         match taken:
             case Elsewhere(stream, to):
                 self._reroute(partition.tenure, record, stream, to)
+            case Gone(stream):
+                log.info("control.record_passed", stream=stream, offset=record.offset)
+                self.outbox.put(Entry(tenure=partition.tenure, handled=record.offset + 1))
+            case Taken(stream, note) if stream in self.shared:
+                self._deal(partition.tenure, record, stream, note)
             case Taken(stream, note):
                 target = partition.table.of(stream).union()
                 partition.subscriptions[stream].change(target, Change.of(record), note)
@@ -339,5 +354,19 @@ class Supervisor:
                 events=[Event("predicates.rerouted", stream, data)],
                 moves=[(record, to)],
                 handled=record.offset + 1,
+            )
+        )
+
+    def _deal(self, tenure: Tenure, record: ControlRecord, stream: StreamId, note: Note | None) -> None:
+        """Pass a record on to all shares of its stream, or to none of them."""
+        count = self.shared[stream]
+        data = {**Change.of(record).as_dict(), "shares": shares.names(stream, count)}
+        self.outbox.put(
+            Entry(
+                tenure=tenure,
+                events=[Event("predicates.dealt", stream, data)],
+                moves=shares.dealt(record, stream, count, self.partitions),
+                handled=record.offset + 1,
+                notes=[note] if note else [],
             )
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from connector.model import MOVED_FROM, StreamId
+from connector.model import DEALT, MOVED_FROM, StreamId
 
 _MASK = 0xFFFFFFFF
 _M = 0x5BD1E995
@@ -28,6 +28,11 @@ def published(headers: Iterable[tuple[str, object]]) -> tuple[int, int] | None:
             partition, offset = value.split(b"/")
             return int(partition), int(offset)
     return None
+
+
+def is_dealt(headers: Iterable[tuple[str, object]]) -> bool:
+    """Whether a record's *headers* say that the connector put it, for a share of a stream."""
+    return any(name == DEALT for name, _ in headers)
 
 
 def murmur2(data: bytes) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from connector.control.home import published
+from connector.control.home import is_dealt, published
 from connector.model import ControlRecord
 
 
@@ -17,7 +17,7 @@ def control_record(message: Message) -> ControlRecord:
     assert not isinstance(value, str)
     headers = message.headers() or []
     assert isinstance(headers, list)
-    return ControlRecord(number, offset, key, value, published(headers))
+    return ControlRecord(number, offset, key, value, published(headers), is_dealt(headers))
 
 
 def is_end(message: Message) -> bool:

@@ -77,7 +77,8 @@ def content(
         elif (stream := stream_or_none(record)) is not None and is_home(stream):
             counts[record.key or b""] = record
     for key, kept in noted_kept(notes).items():
-        counts[key] = ControlRecord(partition, kept.offset, key, kept.value)
+        # As if dealt: it is not what a publisher put under a share's key that is kept.
+        counts[key] = ControlRecord(partition, kept.offset, key, kept.value, is_dealt=True)
     waiting = {change.key.encode(): change for change in noted_waiting(None, notes)}
     for key, change in waiting.items():  # a key has one at most, and need not be on the topic for it
         counts.setdefault(key, ControlRecord(change.partition, change.offset, key, None, change.published))

@@ -14,6 +14,7 @@ import orjson
 
 from connector.control.home import home
 from connector.control.predicates import (
+    MAX_KEY_BYTES,
     Contribution,
     Contributions,
     Limits,
@@ -22,12 +23,13 @@ from connector.control.predicates import (
     parse,
     stream_of,
 )
+from connector.control.shares import SUFFIX_BYTES, names, whole
 from connector.errors import PredicatesRejected
 from connector.model import ControlRecord, Note, StreamId
 
 _KEPT = "kept/"
 
-_NOT_OURS = frozenset({"key_missing", "key_too_long", "key_not_utf8", "unknown_stream"})
+_NOT_OURS = frozenset({"key_missing", "key_too_long", "key_not_utf8", "unknown_stream", "share_key"})
 
 
 class Taken(NamedTuple):
@@ -48,6 +50,12 @@ class Elsewhere(NamedTuple):
     to: int
 
 
+class Gone(NamedTuple):
+    """A record that the connector put for a share that there is no more, or not yet."""
+
+    stream: StreamId
+
+
 class Kept(NamedTuple):
     """What a key contributes although its record at *offset* says otherwise: a control record's value."""
 
@@ -63,13 +71,19 @@ class Table:
         limits: the predicates of every configured stream's upstream, by stream and name.
         partition: which one.
         partitions: how many there are.
+        shared: how many shares those streams have that have several. Their contributions are dealt.
     """
 
     limits: Mapping[StreamId, Mapping[str, Limits]]
     partition: int
     partitions: int
+    shared: Mapping[StreamId, int] = field(default_factory=dict)
+    _shares: frozenset[StreamId] = field(init=False)
     _streams: dict[StreamId, Contributions] = field(default_factory=dict, init=False)
     _kept: dict[bytes, Kept] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._shares = frozenset(share for its in self.shared.items() for share in names(*its))
 
     def of(self, stream: StreamId) -> Contributions:
         """Return what each publisher asks of *stream*."""
@@ -88,9 +102,12 @@ class Table:
         unfit = []
         for key, record in newest.items():
             kept = self._kept.get(key or b"")
-            value = kept.value if kept is not None and kept.offset == record.offset else record.value
+            is_kept = kept is not None and kept.offset == record.offset
+            value = kept.value if kept is not None and is_kept else record.value
             try:
                 stream = self._stream_of(record)
+                if not is_kept:
+                    self._check_dealt(record, stream)
                 if self._home(stream) == self.partition:
                     self.of(stream).put(key or b"", self._read(stream, value))
             except PredicatesRejected as rejected:
@@ -98,13 +115,16 @@ class Table:
                     unfit.append((record, rejected))
         return unfit
 
-    def take(self, record: ControlRecord) -> Taken | Elsewhere:
+    def take(self, record: ControlRecord) -> Taken | Elsewhere | Gone:
         """Take in a record that nobody has answered yet.
 
         Raises:
             PredicatesRejected: it must change nothing; `keep` sees to it that it never does.
         """
+        if record.is_dealt and (gone := stream_of(record.key)) not in self.limits:
+            return Gone(gone)
         stream = self._stream_of(record)
+        self._check_dealt(record, stream)
         check_size(record.value or b"")
         contribution = self._read(stream, record.value)
         if (to := self._home(stream)) != self.partition:
@@ -137,9 +157,17 @@ class Table:
     def _stream_of(self, record: ControlRecord) -> StreamId:
         stream = stream_of(record.key)
         if stream not in self.limits:
-            known = ", ".join(sorted(self.limits))
+            known = ", ".join(sorted(self.limits.keys() - self._shares))
             raise PredicatesRejected("unknown_stream", f"no stream {stream[:80]!r}; there are: {known}")
         return stream
+
+    def _check_dealt(self, record: ControlRecord, stream: StreamId) -> None:
+        key = record.key or b""
+        if stream in self._shares and not record.is_dealt:
+            raise PredicatesRejected("share_key", f"shares have no publishers: use {whole(stream)!r}")
+        if stream in self.shared and len(key) > MAX_KEY_BYTES - SUFFIX_BYTES:
+            longest = MAX_KEY_BYTES - SUFFIX_BYTES
+            raise PredicatesRejected("key_too_long", f"{len(key)} bytes; at most {longest} for shares")
 
     def _home(self, stream: StreamId) -> int:
         return home(stream, self.partitions)

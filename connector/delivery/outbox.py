@@ -56,6 +56,7 @@ class Entry:
             + OVERHEAD_BYTES * len(self.statuses)
             + sum(len(letter.value or b"") for letter in self.dead_letters)
             + sum(len(note.value or b"") for note in self.notes)
+            + sum(len(record.value or b"") for record, _ in self.moves)
             + 500 * (1 + len(self.events))
         )
 

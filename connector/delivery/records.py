@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import orjson
 
-from connector.model import MOVED_FROM, ControlRecord, DeadLetter, Event, Status
+from connector.model import DEALT, MOVED_FROM, NOWHERE, ControlRecord, DeadLetter, Event, Status
 
 Headers = list[tuple[str, str | bytes | None]]
 
@@ -100,5 +100,9 @@ def of_note(topic: str, partition: int, key: str, value: bytes | None) -> Record
 
 def of_move(topic: str, moved: ControlRecord, partition: int) -> Record:
     """Return a control record for its stream's home, which says where its publisher put it."""
-    origin, offset = moved.published or (moved.partition, moved.offset)
-    return Record(topic, moved.value, moved.key, [(MOVED_FROM, b"%d/%d" % (origin, offset))], partition)
+    headers: Headers = []
+    if moved.published is not None or moved.offset != NOWHERE:
+        headers.append((MOVED_FROM, b"%d/%d" % (moved.published or (moved.partition, moved.offset))))
+    if moved.is_dealt:
+        headers.append((DEALT, b""))
+    return Record(topic, moved.value, moved.key, headers, partition)

@@ -22,7 +22,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from connector.delivery import journal, positions
 from connector.delivery.journal import Page
 from connector.delivery.transactions import author, complete, fence
-from connector.model import Position, StreamId, Topics
+from connector.model import Note, Position, StreamId, Topics
 
 log = structlog.get_logger("connector.restore")
 
@@ -59,6 +59,15 @@ class Restored:
         for key, value in self._seen.items():
             values.setdefault(journal.stream_of(key), []).append(value)
         return {stream: journal.read(its) for stream, its in values.items()}
+
+    def streams(self) -> set[StreamId]:
+        """Return the streams that have anything there."""
+        return {*self.positions, *(key.split("/")[1] for key in (*self.notes, *self._seen))}
+
+    def removal(self, stream: StreamId) -> list[Note]:
+        """Return what takes back all that is there about *stream*."""
+        keys = [key for key in (*self.notes, *self._seen) if key.split("/")[1] == stream]
+        return [Note(key, None) for key in ([stream] if stream in self.positions else []) + keys]
 
     def take(self, key: str, value: bytes | None) -> None:
         """Take in a record of the positions topic."""

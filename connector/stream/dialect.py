@@ -17,9 +17,9 @@ from pydantic import (
 )
 
 from connector.stream.backoff import Backoff
+from connector.stream.request import Request
 from connector.stream.values import (
     HeaderName,
-    HeaderValue,
     JsonPointer,
     MediaType,
     Pattern,
@@ -30,56 +30,6 @@ from connector.stream.values import (
 
 class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Predicate(_Group):
-    """One predicate: how it is called in requests, and what the upstream takes."""
-
-    parameter: str | None = Field(default=None, min_length=1)
-    """Its name in requests, where that is another than in control records."""
-
-    max_values: PositiveInt | None = None
-    max_bytes: PositiveInt | None = None
-    """Longest value, in bytes of UTF-8."""
-
-    pattern: Pattern | None = None
-    """Regular expression that each value matches as a whole."""
-
-    lower_case: bool = False
-    """Case makes no difference to the upstream: values are put in lower case, so equal sets are equal."""
-
-
-class Request(_Group):
-    """How predicates are asked for."""
-
-    method: Literal["GET", "POST"] = "GET"
-    encoding: Literal["query", "form", "json"] = "query"
-    """Where the parameters go: the URL's query, or the body of a POST."""
-
-    separator: str | None = None
-    """Joins the values of one predicate; without it the parameter is repeated (in JSON: a list)."""
-
-    parameters: dict[str, str] = {}
-    """Sent with every request."""
-
-    headers: dict[HeaderName, HeaderValue] = {}
-    """Sent with every request."""
-
-    predicates: dict[str, Predicate] = Field(min_length=1)
-    """The predicates this upstream knows, by their names in control records."""
-
-    @model_validator(mode="after")
-    def _fitting(self) -> Request:
-        if self.method == "GET" and self.encoding != "query":
-            raise ValueError(f"a GET has no body for the encoding {self.encoding!r}")
-        names = [rule.parameter or name for name, rule in self.predicates.items()]
-        if "paused" in self.predicates:
-            raise ValueError("no predicate can be called 'paused': control records use that name")
-        if taken := sorted(set(names) & self.parameters.keys()):
-            raise ValueError(f"parameters and predicates share the name {taken[0]!r}")
-        if len(set(names)) < len(names):
-            raise ValueError("two predicates become the same parameter")
-        return self
 
 
 class Response(_Group):
@@ -314,6 +264,8 @@ class Dialect(_Group):
             raise ValueError("rules: a dialect has them where handover.strategy is 'rules', and only there")
         if self.rules is not None and request.predicates.keys() != {self.rules.predicate}:
             raise ValueError("rules.predicate: it has to be the dialect's only predicate")
+        if self.rules is not None and request.partition is not None:
+            raise ValueError("request.partition: connections cannot share what an upstream keeps as rules")
         cursor = None if resume is None else resume.cursor
         matched = self.messages.rules
         if matched and any(f"{one}/".startswith(f"{matched}/") for one in (self.messages.id, cursor) if one):
@@ -328,8 +280,7 @@ class Dialect(_Group):
             return self
         if resume.cursor is None and resume.since is None and self.framing.kind != "sse":
             raise ValueError("resume.cursor: only server-sent events have ids that can stand in for it")
-        taken = {*request.parameters, *(rule.parameter or name for name, rule in request.predicates.items())}
-        if resume.parameter in taken:
+        if resume.parameter in request.names():
             raise ValueError(f"resume.parameter: {resume.parameter!r} is a parameter already")
         if resume.cursor is not None and _within(self.messages.id, resume.cursor):
             raise ValueError("messages.id and resume.cursor: one cannot lie within the other")

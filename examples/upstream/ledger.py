@@ -28,6 +28,9 @@ from .deletes import What
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+WHOLE = (0, 1)
+"""The share of a connection that shares with no other."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Connection:
@@ -41,6 +44,7 @@ class Connection:
         track: the phrases, as the request spelled them; empty where rules decide.
         follow: the users, as the request spelled them; empty where rules decide.
         since_seq: the exclusive cursor it resumed from, None for live only.
+        share: which part of what matches, counted from 0, and of how many.
         first_seq: the first status that could have been sent on it.
         live_seq: the status published next when it was registered.
         last_seq: the last status that was considered, whether it matched or not.
@@ -56,6 +60,7 @@ class Connection:
     track: str
     follow: str
     since_seq: int | None
+    share: tuple[int, int] = WHOLE
     first_seq: int
     live_seq: int
     last_seq: int
@@ -100,6 +105,7 @@ class Ledger:
         track: str = "",
         follow: str = "",
         since_seq: int | None = None,
+        share: tuple[int, int] = WHOLE,
         published: int,
         now: float,
     ) -> Connection:
@@ -112,6 +118,7 @@ class Ledger:
             track=track,
             follow=follow,
             since_seq=since_seq,
+            share=share,
             first_seq=first_seq,
             live_seq=published + 1,
             last_seq=first_seq - 1,
@@ -120,16 +127,15 @@ class Ledger:
         self.connections.append(connection)
         return connection
 
-    def open_connections(self, user: str, endpoint: str) -> list[Connection]:
-        """Return the connections of a user to an endpoint that are not closed, oldest first."""
-        return [
-            c for c in self.connections if (c.user, c.endpoint) == (user, endpoint) and c.closed_at is None
-        ]
+    def open_connections(self, user: str, endpoint: str, share: tuple[int, int] = WHOLE) -> list[Connection]:
+        """Return the connections of a user to a share of an endpoint that are not closed, oldest first."""
+        asked = user, endpoint, share
+        return [c for c in self.connections if (c.user, c.endpoint, c.share) == asked and c.closed_at is None]
 
-    def by_endpoint(self) -> list[list[Connection]]:
-        """Return the connections to each endpoint: streams of their own, which owe separately."""
-        endpoints = dict.fromkeys(c.endpoint for c in self.connections)
-        return [[c for c in self.connections if c.endpoint == endpoint] for endpoint in endpoints]
+    def by_stream(self) -> list[list[Connection]]:
+        """Return the connections to each share of an endpoint: streams of their own, which owe separately."""
+        streams = dict.fromkeys((c.endpoint, c.share) for c in self.connections)
+        return [[c for c in self.connections if (c.endpoint, c.share) == stream] for stream in streams]
 
     def as_json(self) -> list[dict[str, object]]:
         """Return the connections as plain objects."""
@@ -140,7 +146,7 @@ def owed(connections: Iterable[Connection]) -> dict[int, int]:
     """Map what a client must have received to the newest connection that owes it, by rising seq.
 
     Args:
-        connections: those to one endpoint.
+        connections: those to one share of an endpoint.
     """
     return _owed(connections, lambda connection: ((seq, seq) for seq in connection.sent))
 
@@ -149,7 +155,7 @@ def owed_deletes(connections: Iterable[Connection]) -> dict[int, int]:
     """Map what a client must know to be deleted to the newest connection that owes it, by rising seq.
 
     Args:
-        connections: those to one endpoint.
+        connections: those to one share of an endpoint.
     """
     return _owed(connections, lambda connection: connection.deleted)
 
@@ -158,7 +164,7 @@ def sent(connections: Iterable[Connection]) -> dict[int, int]:
     """Map what a client may have received to the newest connection it was sent on.
 
     Args:
-        connections: those to one endpoint.
+        connections: those to one share of an endpoint.
     """
     by_age = sorted(connections, key=lambda c: c.id)
     return dict(sorted((seq, c.id) for c in by_age for seq in (*c.sent, *c.copies)))
@@ -168,7 +174,7 @@ def sent_deletes(connections: Iterable[Connection]) -> dict[int, int]:
     """Map what a client may know to be deleted to the newest connection it was said on.
 
     Args:
-        connections: those to one endpoint.
+        connections: those to one share of an endpoint.
     """
     by_age = sorted(connections, key=lambda c: c.id)
     return dict(sorted((seq, c.id) for c in by_age for _, seq in c.deleted))

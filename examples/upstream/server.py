@@ -47,7 +47,7 @@ class Options:
         user: the one user there is.
         password: proves the user by Basic authentication.
         token: proves the user as a Bearer.
-        max_connections: open v1.1 connections per user.
+        max_connections: open v1.1 connections per user and share.
         too_many: what one more does: it is refused, or ends the oldest.
         max_rules: v2 rules in force at once.
         connects: connection attempts per user within the window, refused ones included.
@@ -117,7 +117,8 @@ class Upstream:
             subscription = Subscription.parse(parameters)
         except Refused as refused:
             return web.Response(status=refused.status, text=f"{refused}\n")
-        is_open = self.ledger.open_connections(user, FILTER)
+        share = subscription.share
+        is_open = self.ledger.open_connections(user, FILTER, share)
         if self.options.too_many == "refuse" and len(is_open) >= self.options.max_connections:
             return _enhance_your_calm("Exceeded connection limit for user\n")
         now = self.clock.elapsed_s()
@@ -127,10 +128,11 @@ class Upstream:
             track=subscription.track,
             follow=subscription.follow,
             since_seq=subscription.since_seq,
+            share=share,
             published=self.clock.published(),
             now=now,
         )
-        for oldest in self.ledger.open_connections(user, FILTER)[: -self.options.max_connections]:
+        for oldest in self.ledger.open_connections(user, FILTER, share)[: -self.options.max_connections]:
             oldest.close(now, ADMIN_LOGOUT)
         return await self._serve(request, subscription, Deletes(self.options.deletes_every), connection)
 
@@ -196,7 +198,7 @@ class Upstream:
 
     async def _deleted(self, request: web.Request) -> web.StreamResponse:
         must_know = set[tuple[int, int]]()
-        for connections in self.ledger.by_endpoint():
+        for connections in self.ledger.by_stream():
             must_know |= owed_deletes(connections).items()
 
         def tell(connections: Iterable[Connection]) -> dict[int, int]:
@@ -211,7 +213,7 @@ class Upstream:
         line: Callable[[int, int], bytes],
     ) -> web.StreamResponse:
         wanted = request.query.get("connection")
-        told = [tell(connections).items() for connections in self.ledger.by_endpoint()]
+        told = [tell(connections).items() for connections in self.ledger.by_stream()]
         pairs = (
             (seq, connection)
             for stream in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 from .framing import frame_by_crlf, frame_by_length
 from .predicates import Predicates
@@ -38,6 +39,7 @@ class Subscription:
         follow: the users, as the request spelled them.
         predicates: both, parsed.
         since_seq: exclusive cursor to replay from, None for live only.
+        share: which part of what matches, counted from 0, and of how many.
         frame: lays a message out as the client wants it.
     """
 
@@ -45,6 +47,7 @@ class Subscription:
     follow: str
     predicates: Predicates
     since_seq: int | None
+    share: tuple[int, int]
     frame: Callable[[bytes], bytes]
 
     @classmethod
@@ -66,17 +69,30 @@ class Subscription:
             follow=follow,
             predicates=predicates,
             since_seq=_since_seq(parameters.get("since_seq")),
+            share=_share(parameters.get("partition", "0"), parameters.get("partitions", "1")),
             frame=frame_by_length if by_length else frame_by_crlf,
         )
 
     def body(self, status: Status) -> bytes | None:
         """Return the message about a status, None if it is not asked for."""
-        return status.body if self.predicates.match(status) else None
+        part, count = self.share
+        is_asked_for = crc32(b"%d" % status.id) % count == part and self.predicates.match(status)
+        return status.body if is_asked_for else None
 
 
 def _since_seq(value: str | None) -> int | None:
     if value is None:
         return None
-    if not (value.isascii() and value.isdigit() and len(value) <= 18):
+    if not _is_number(value):
         raise Refused(400, "since_seq must be the number of a status, or 0.")
     return int(value)
+
+
+def _share(part: str, count: str) -> tuple[int, int]:
+    if not (_is_number(part) and _is_number(count) and int(part) < int(count)):
+        raise Refused(400, "partition must be a number below partitions.")
+    return int(part), int(count)
+
+
+def _is_number(value: str) -> bool:
+    return value.isascii() and value.isdigit() and len(value) <= 18

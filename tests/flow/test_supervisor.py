@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -135,7 +135,13 @@ class Restore:
 class Replica:
     """A supervisor between a scripted lease, a scripted upstream and a sink."""
 
-    def __init__(self, scripts: Sequence[Sequence[Step]], restore: Restore, streams: Sequence[str]) -> None:
+    def __init__(
+        self,
+        scripts: Sequence[Sequence[Step]],
+        restore: Restore,
+        streams: Sequence[str],
+        shared: Mapping[str, int],
+    ) -> None:
         self.script = Script(scripts)
         self.lease = ScriptedLease()
         self.outbox = Outbox(1 << 20)
@@ -152,6 +158,7 @@ class Replica:
             connect=self.script,
             metrics=Metrics(),
             topic="predicates",
+            shared=shared,
             rng=Random(1),
         )
 
@@ -182,10 +189,13 @@ def settings(name: str, **override: object) -> StreamSettings:
 
 @asynccontextmanager
 async def running(
-    *scripts: Sequence[Step], restore: Restore | None = None, streams: Sequence[str] = ("tech",)
+    *scripts: Sequence[Step],
+    restore: Restore | None = None,
+    streams: Sequence[str] = ("tech",),
+    shared: Mapping[str, int] | None = None,
 ) -> AsyncIterator[Replica]:
     """Run a supervisor over these connections; drain it at the end, as the process does."""
-    replica = Replica(scripts, restore or Restore(), streams)
+    replica = Replica(scripts, restore or Restore(), streams, shared or {})
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(replica.supervisor.run())
         tasks.create_task(replica.sink.run())
@@ -702,7 +712,7 @@ async def test_draining_stops_everything_and_takes_on_nothing_more() -> None:
 
 async def test_a_group_that_refuses_us_ends_the_process() -> None:
     error = KafkaException(KafkaError(KafkaError._FATAL))
-    replica = Replica([LIVE], Restore(), ["tech"])
+    replica = Replica([LIVE], Restore(), ["tech"], {})
     task = asyncio.create_task(replica.supervisor.run())
     await replica.own(record(0, "tech", "kafka"))
     await replica.lease.tell(Failed(error))
@@ -730,3 +740,132 @@ async def test_a_record_without_a_key_is_about_no_stream() -> None:
         await replica.own(record(0, None, "x"))
         await asyncio.sleep(1)
     assert [one.stream for one in replica.sink.events("predicates.")] == [None]
+
+
+# Shares
+
+THREE = ("tech.1-of-3", "tech.2-of-3", "tech.3-of-3")
+SHARE_HOMES = [home(share, PARTITIONS) for share in THREE]
+
+
+def three() -> Restored:
+    """Return the state of a home whose stream has three shares."""
+    return Restored(0, notes={"shares/tech/0": b"3"})
+
+
+def keys(moves: Sequence[tuple[ControlRecord, int]]) -> list[tuple[str, int, bool]]:
+    """Return what is moved where, and whether it asks for anything."""
+    return [((one.key or b"").decode(), to, one.value is not None) for one, to in moves]
+
+
+async def test_a_record_goes_to_all_shares_in_the_entry_that_counts_it_as_handled() -> None:
+    async with running(streams=THREE, shared={"tech": 3}, restore=Restore({HOME: three()})) as replica:
+        await replica.own(record(0, "tech/a", "kafka"), record(1, "tech/a"))
+        await asyncio.sleep(5)
+
+    put, removed = replica.sink.entries
+    for entry, handled, asks in ((put, 1, True), (removed, 2, False)):
+        expected = [(f"{share}/a", to, asks) for share, to in zip(THREE, SHARE_HOMES, strict=True)]
+        assert keys(entry.moves) == expected
+        assert all(one.is_dealt for one, _ in entry.moves)
+        assert entry.handled == handled
+        (event,) = entry.events
+        assert (event.type, event.stream, event.data["shares"]) == ("predicates.dealt", "tech", THREE)
+
+
+async def test_a_bad_record_is_rejected_once_and_goes_to_no_share() -> None:
+    async with running(streams=THREE, shared={"tech": 3}, restore=Restore({HOME: three()})) as replica:
+        await replica.own(ControlRecord(HOME, 0, b"tech", b'{"nope": ["x"]}'))
+        await asyncio.sleep(5)
+
+    (entry,) = replica.sink.entries
+    assert [event.data["reason"] for event in entry.events] == ["unknown_predicate"]
+    assert entry.moves == ()
+
+
+async def test_a_share_asks_for_what_was_dealt_to_it_and_for_nothing_that_others_put() -> None:
+    number = SHARE_HOMES[0]
+    dealt = record(0, f"{THREE[0]}/a", "kafka", partition=number)._replace(is_dealt=True)
+    theirs = record(1, f"{THREE[0]}/a", "x", partition=number)
+    async with running(LIVE, streams=THREE, shared={"tech": 3}) as replica:
+        await replica.own(dealt, theirs, tenure=Tenure(number, 1))
+        await asyncio.sleep(2000)
+
+    assert [one.form["track"] for one in replica.script.attempts] == ["kafka"]
+    (rejected,) = replica.sink.events("predicates.rejected")
+    assert rejected.data["reason"] == "share_key"
+
+
+async def test_another_number_of_shares_is_followed_when_the_home_is_loaded() -> None:
+    two = tuple(f"tech.{number}-of-2" for number in (1, 2))
+    restored = replace(three(), handled=2)
+    asked = [record(0, "tech/a", "kafka"), record(1, "tech/b", "rust"), record(2, "tech/b")]
+    async with running(streams=two, shared={"tech": 2}, restore=Restore({HOME: restored})) as replica:
+        await replica.own(*asked)
+        await asyncio.sleep(5)
+
+    changed, late = replica.sink.entries
+    assert [key for key, _, asks in keys(changed.moves) if not asks] == [
+        f"{share}/{publisher}" for publisher in "ab" for share in THREE
+    ]
+    assert [key for key, _, asks in keys(changed.moves) if asks] == [
+        f"{share}/{publisher}" for publisher in "ab" for share in two
+    ]
+    assert [(note.key, note.value) for note in changed.notes] == [("shares/tech/0", b"2")]
+    assert changed.handled is None
+    assert [key for key, _, _ in keys(late.moves)] == [f"{share}/b" for share in two]
+
+
+async def test_a_stream_that_has_shares_no_more_goes_on_by_itself() -> None:
+    async with running(LIVE, restore=Restore({HOME: replace(three(), handled=1)})) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        await asyncio.sleep(5)
+
+    first = replica.sink.entries[0]
+    assert keys(first.moves) == [(share, to, False) for share, to in zip(THREE, SHARE_HOMES, strict=True)]
+    assert [(note.key, note.value) for note in first.notes] == [("shares/tech/0", None)]
+    assert [one.form["track"] for one in replica.script.attempts] == ["kafka"]
+
+
+async def test_the_same_number_of_shares_moves_nothing() -> None:
+    state = Restore({HOME: replace(three(), handled=1)})
+    async with running(streams=THREE, shared={"tech": 3}, restore=state) as replica:
+        await replica.own(record(0, "tech", "kafka"))
+        await asyncio.sleep(5)
+    assert replica.sink.entries == []
+
+
+@pytest.mark.parametrize(
+    ("streams", "shared"), [(("tech",), {}), (("tech.1-of-2", "tech.2-of-2"), {"tech": 2})]
+)
+async def test_nothing_stays_of_a_share_that_is_gone_and_whoever_waits_is_told(streams, shared) -> None:
+    share, number = THREE[0], SHARE_HOMES[0]
+    waits = Answers(share).accepted(Change(f"{share}/a", number, 3, (HOME, 9)), "", 0.0).notes
+    state = Restored(4, {share: Position(7, "c", heard_at=0.0)}, {note.key: note.value for note in waits})
+    state.take(f"seen/{share}/0", b"x")
+    state.take("other.1-of-3", b'{"seq":1}')  # of no configured stream: it may come back
+    gone = record(4, f"{share}/a", partition=number)._replace(is_dealt=True)
+    async with running(streams=streams, shared=shared, restore=Restore({number: state})) as replica:
+        await replica.own(gone, tenure=Tenure(number, 1))
+        await asyncio.sleep(5)
+
+    burial, passed = replica.sink.entries
+    assert {note.key for note in burial.notes} == {share, f"waiting/{share}/3", f"seen/{share}/0"}
+    assert {note.value for note in burial.notes} == {None}
+    superseded, gap = burial.events
+    assert superseded.data == {"key": f"{share}/a", "partition": HOME, "offset": 9, "reason": "reshared"}
+    assert gap.type == "stream.gap"
+    assert gap.data == {"from": "1970-01-01T00:00:00.000Z", "to": None, "reason": "reshared"}
+    assert (passed.handled, passed.events, passed.dead_letters) == (5, (), ())
+
+
+async def test_what_a_stream_is_asked_for_stays_when_it_gives_way_to_shares() -> None:
+    kept = {"kept/tech/a": b"0 " + b'{"track":["kafka"]}'}
+    state = Restored(1, {"tech": Position(7)}, kept)
+    async with running(streams=THREE, shared={"tech": 3}, restore=Restore({HOME: state})) as replica:
+        await replica.own(record(0, "tech/a", "rejected"))
+        await asyncio.sleep(5)
+
+    dealt, burial = replica.sink.entries
+    assert [json.loads(one.value or b"") for one, _ in dealt.moves] == 3 * [{"track": ["kafka"]}]
+    assert [(note.key, note.value) for note in burial.notes] == [("tech", None)]

@@ -12,7 +12,7 @@ from connector.control.answers import Change, Told, noted_waiting
 from connector.control.debounce import Debounce
 from connector.control.demand import Demand, Verdict, noted_in_force
 from connector.model import Note, PredicateSet
-from connector.stream.dialect import Predicate
+from connector.stream.request import Predicate
 
 A, B, C = (PredicateSet.of({"track": [word]}) for word in "abc")
 NOTHING = PredicateSet()

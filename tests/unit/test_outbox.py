@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connector.delivery.outbox import OVERHEAD_BYTES, Entry, Outbox
-from connector.model import DeadLetter, Event, Status, Tenure
+from connector.model import ControlRecord, DeadLetter, Event, Status, Tenure
 
 ONE, TWO = Tenure(1, 1), Tenure(2, 1)
 PLAIN_BYTES = Entry(tenure=ONE).size_bytes
@@ -60,6 +60,8 @@ def test_an_entry_weighs_what_it_carries():
     assert plain.size_bytes > 0, "an outbox of nothing but plain entries is bounded too"
     assert statuses.size_bytes == plain.size_bytes + 15 + 2 * OVERHEAD_BYTES
     assert Entry(tenure=ONE, dead_letters=letters).size_bytes == plain.size_bytes + 7
+    moves = [(ControlRecord(0, 0, b"tech", value), 1) for value in (b"1234", None)]
+    assert Entry(tenure=ONE, moves=moves).size_bytes == plain.size_bytes + 4
     assert Entry(tenure=ONE, events=[Event("e", None)] * 2).size_bytes > plain.size_bytes
 
 

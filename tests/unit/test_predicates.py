@@ -23,7 +23,7 @@ from connector.control.predicates import (
 from connector.errors import PredicatesRejected
 from connector.model import PredicateSet
 from connector.stream import dialect
-from connector.stream.dialect import Predicate
+from connector.stream.request import Predicate
 
 NAMES = dict.fromkeys(["track", "follow", "a/b", "c~d"], Predicate())
 DEEP = b"[" * 100_000 + b"]" * 100_000

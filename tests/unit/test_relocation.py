@@ -174,3 +174,14 @@ def _taken(table: Table, one: ControlRecord) -> object:
         table.keep(one)
         return rejected.reason
     return stream_or_none(one), type(taken)
+
+
+def test_what_is_kept_of_a_shares_key_goes_over_as_what_the_connector_put():
+    share = "tech.1-of-3"
+    others = record(5, f"{share}/a".encode(), {"track": ["x"]})
+    notes = {f"kept/{share}/a": b"5 " + b'{"track":["kafka"]}'}
+    (answered,) = content(HERE, [others], 6, notes, everywhere).answered
+    assert answered.record.value == b'{"track":["kafka"]}'
+    assert answered.record.is_dealt
+    dealt = others._replace(is_dealt=True)
+    assert content(HERE, [dealt], 6, {}, everywhere).answered[0].record == dealt

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from upstream.admission import Account, ConnectLimit
 from upstream.clock import Clock
 from upstream.deletes import GAPS, Deletes, What
-from upstream.ledger import Connection, owed, owed_deletes, sent, sent_deletes
+from upstream.ledger import Connection, Ledger, owed, owed_deletes, sent, sent_deletes
 from upstream.predicates import Predicates
 from upstream.server import Options, Upstream
 from upstream.statuses import TOPICS, USER_IDS, status
+from upstream.subscription import Refused, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -712,3 +713,30 @@ async def test_the_process_prints_its_url_and_ends_with_its_stdin():
         assert json.loads(line)["url"].startswith("http://127.0.0.1:")
         rest, _ = await process.communicate(b"")  # closes its stdin
     assert (process.returncode, rest) == (0, b"")
+
+
+# --- shares
+
+
+def test_shares_have_all_that_matches_between_them_each_status_once():
+    whole = Subscription.parse({"track": "kafka"})
+    parts = [Subscription.parse({"track": "kafka", "partition": str(k), "partitions": "3"}) for k in range(3)]
+    statuses = [status(1, n) for n in range(1, 300)]
+    owners = [[part for part in parts if part.body(one) is not None] for one in statuses]
+    assert [len(its) for its in owners] == [int(whole.body(one) is not None) for one in statuses]
+    assert {part.share for its in owners for part in its} == {(0, 3), (1, 3), (2, 3)}
+
+
+@pytest.mark.parametrize(("part", "count"), [("3", "3"), ("-1", "3"), ("0", "0"), ("x", "3"), ("0", "")])
+def test_a_share_is_one_of_so_many(part, count):
+    with pytest.raises(Refused) as refused:
+        Subscription.parse({"track": "kafka", "partition": part, "partitions": count})
+    assert refused.value.status == 400
+
+
+def test_a_share_makes_room_for_no_other_and_owes_for_itself():
+    ledger = Ledger()
+    for part in (0, 1, 0):
+        ledger.register(user="ann", endpoint=FILTER, share=(part, 2), published=0, now=0.0)
+    assert [one.id for one in ledger.open_connections("ann", FILTER, (0, 2))] == [1, 3]
+    assert [[one.id for one in its] for its in ledger.by_stream()] == [[1, 3], [2]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 import trustme
@@ -12,11 +13,14 @@ import yaml
 from harness import authorization
 from typer.testing import CliRunner
 
+from connector import sharing
 from connector.auth import BasicAuth, BearerAuth
 from connector.cli import main
 from connector.errors import ConfigurationError
-from connector.settings import load
+from connector.model import PredicateSet
+from connector.settings import StreamSettings, load
 from connector.stream import dialect
+from connector.stream.call import call
 from connector.stream.transport import Tls
 
 ROOT = Path(__file__).parent.parent.parent
@@ -304,6 +308,89 @@ def test_streams_of_the_same_manners_share_them_and_no_others_do(config, tmp_pat
     own.write_text(dialect.text("sse"))
     (changed,) = load(config(with_stream(dialect=str(own)))).streams.values()
     assert changed.manners is sse
+
+
+# Shares
+
+SHARED = {"partitions": 2, "override": {"request": {"partition": {"parameter": "part", "first": 0}}}}
+
+
+def asked(stream: StreamSettings) -> dict[str, list[str]]:
+    """Return the form that a stream's connections send."""
+    return parse_qs(call(stream.manners, PredicateSet.of({"track": ["a"]}), None).body.decode())
+
+
+def test_shares_ask_for_their_numbers_and_are_else_as_their_stream(config):
+    its = load(config(with_stream(**SHARED))).streams
+    assert sharing.shared(its) == {"tech": 2}
+    runs = sharing.running(its)
+    assert list(runs) == ["tech.1-of-2", "tech.2-of-2"]
+    bodies = [asked(one) for one in runs.values()]
+    assert [one.pop("part") for one in bodies] == [["0"], ["1"]]
+    plain = load(config(GOOD)).streams["tech"]
+    assert bodies == 2 * [asked(plain)]
+    assert {one.url for one in runs.values()} == {plain.url}
+
+
+def test_an_upstream_may_count_from_1_and_be_told_how_many_shares_there_are(config):
+    partition = {"parameter": "part", "first": 1, "count_parameter": "parts"}
+    shared = {**SHARED, "override": {"request": {"partition": partition}}}
+    runs = sharing.running(load(config(with_stream(**shared))).streams)
+    told = [one.manners.request.parameters for one in runs.values()]
+    assert [(one["part"], one["parts"]) for one in told] == [("1", "2"), ("2", "2")]
+
+
+def test_a_stream_without_partitions_runs_as_it_is(config):
+    its = load(config(with_stream(override=SHARED["override"]))).streams
+    assert sharing.running(its) == its
+    assert sharing.shared(its) == {}
+
+
+@pytest.mark.parametrize(
+    ("partition", "mistake"),
+    [
+        ({"parameter": "track", "first": 0}, "'track' is a parameter already"),
+        ({"parameter": "delimited", "first": 0}, "'delimited' is a parameter already"),
+        ({"parameter": "part", "first": 0, "count_parameter": "track"}, "'track' is a parameter already"),
+        ({"parameter": "part", "first": 0, "count_parameter": "part"}, "are the same"),
+        ({"parameter": "part", "first": 2}, "partition.first"),
+        ({"first": 0}, "partition.parameter: is missing"),
+    ],
+)
+def test_a_partition_parameter_is_nothing_else(config, partition, mistake):
+    with pytest.raises(ConfigurationError) as error:
+        load(config(with_stream(override={"request": {"partition": partition}})))
+    assert any(mistake in one for one in error.value.mistakes), error.value.mistakes
+
+
+def test_what_resumes_is_no_partition_parameter(config):
+    override = {**SHARED["override"], "resume": {"parameter": "part", "cursor": "/seq"}}
+    with pytest.raises(ConfigurationError, match="'part' is a parameter already"):
+        load(config(with_stream(override=override)))
+
+
+def test_an_upstream_that_keeps_rules_has_no_shares(config):
+    with pytest.raises(ConfigurationError, match="cannot share what an upstream keeps as rules"):
+        load(config(with_stream(dialect="x-v2", override=SHARED["override"])))
+
+
+@pytest.mark.parametrize(
+    ("partitions", "mistake"),
+    [(2, "the dialect has no request.partition"), (0, "greater than or equal to 1"), (100, "99")],
+)
+def test_shares_without_a_way_to_ask_for_them_are_a_mistake(config, partitions, mistake):
+    with pytest.raises(ConfigurationError) as error:
+        load(config(with_stream(partitions=partitions)))
+    (told,) = error.value.mistakes
+    assert told.startswith("streams.tech")
+    assert mistake in told
+
+
+def test_no_stream_has_a_shares_name(config):
+    content = with_stream(**SHARED)
+    content["streams"]["tech.2-of-2"] = GOOD["streams"]["tech"]
+    with pytest.raises(ConfigurationError, match=r"'tech.2-of-2' is the name of a share of 'tech'"):
+        load(config(content))
 
 
 # TLS, proxy and the other ways to prove who asks

@@ -14,7 +14,7 @@ from connector.control.predicates import MAX_VALUE_BYTES
 from connector.control.table import Elsewhere, Table, Taken
 from connector.errors import PredicatesRejected
 from connector.model import ControlRecord, PredicateSet
-from connector.stream.dialect import Predicate
+from connector.stream.request import Predicate
 
 PARTITIONS = 6
 HOME = home("tech", PARTITIONS)
