@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Self
 
 import yaml
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from connector.auth import Auth
 from connector.stream.credentials import Outgoing
@@ -90,6 +90,13 @@ class Kafka:
     def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap
         self.topics = Topics()
+
+    def create_topics(self, partitions: int) -> None:
+        """Create all of them, for a test that does not leave it to the connector."""
+        admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        wanted = [NewTopic(name, partitions, 1) for name in self.topics.as_dict().values()]
+        for created in admin.create_topics(wanted).values():
+            created.result(PATIENCE_S)
 
     def publish(
         self, key: str | bytes | None, value: object, partitioner: str = "murmur2_random", partition: int = -1

@@ -21,7 +21,6 @@ from typing import Self
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
 from harness import PATIENCE_S, STREAM, Kafka, eventually
 from kafka_proxy import Proxy
 from kafka_wire import Api, Request
@@ -47,12 +46,8 @@ def without_guard(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def topics(kafka: Kafka) -> model.Topics:
     """Create this test's topics, each with one partition."""
-    topics = model.Topics(**kafka.topics.as_dict())
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap, "log_level": 0})
-    wanted = [NewTopic(name, 1, 1) for name in kafka.topics.as_dict().values()]
-    for created in admin.create_topics(wanted).values():
-        created.result(PATIENCE_S)
-    return topics
+    kafka.create_topics(partitions=1)
+    return model.Topics(**kafka.topics.as_dict())
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
-from harness import PATIENCE_S, STREAM, Kafka, eventually
+from harness import STREAM, Kafka, eventually
 from kafka import Broker
 from kafka_proxy import Proxy
 from kafka_wire import Api
@@ -33,12 +32,8 @@ IN_TIME_S = 30.0
 
 def create_topics(kafka: Kafka) -> model.Topics:
     """Create this test's topics, each with one partition."""
-    topics = model.Topics(**kafka.topics.as_dict())
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap, "log_level": 0})
-    wanted = [NewTopic(name, 1, 1) for name in kafka.topics.as_dict().values()]
-    for created in admin.create_topics(wanted).values():
-        created.result(PATIENCE_S)
-    return topics
+    kafka.create_topics(partitions=1)
+    return model.Topics(**kafka.topics.as_dict())
 
 
 def group(kafka: Kafka) -> str:

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
 from harness import PATIENCE_S, STREAM, Kafka, eventually
 from kafka_proxy import Proxy
 from kafka_wire import Api
@@ -31,12 +30,8 @@ NOT_YET_S = 3.0
 @pytest.fixture
 def topics(kafka: Kafka) -> model.Topics:
     """Create this test's topics, each with two partitions."""
-    topics = model.Topics(**kafka.topics.as_dict())
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap, "log_level": 0})
-    wanted = [NewTopic(name, 2, 1) for name in kafka.topics.as_dict().values()]
-    for created in admin.create_topics(wanted).values():
-        created.result(PATIENCE_S)
-    return topics
+    kafka.create_topics(partitions=2)
+    return model.Topics(**kafka.topics.as_dict())
 
 
 # -- what the group says -----------------------------------------------------------------------------------
