@@ -297,6 +297,7 @@ class Connector:
         kafka: Kafka,
         streams: dict[str, Any],
         session_timeout_s: float = 6,
+        control_partitions: int = PARTITIONS,
         **settings: Any,
     ) -> None:
         self.folder = folder
@@ -311,7 +312,7 @@ class Connector:
                 "group": self.group,
                 "session_timeout_s": session_timeout_s,
                 "topics": kafka.topics.as_dict(),
-                "control_partitions": PARTITIONS,
+                "control_partitions": control_partitions,
             },
             "ops": {"port": 0},
             "streams": streams,

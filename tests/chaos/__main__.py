@@ -149,10 +149,14 @@ def _replicas(
 
 def _set_out(stage: Stage, them: list[Stream], watcher: Watcher, options: argparse.Namespace) -> None:
     """Let every stream flow before anything goes wrong: nothing is owed of one that never began."""
-    eventually(
-        lambda: sorted(one for its in stage.owners().values() for one in its) == [*range(options.partitions)],
-        "each partition has an owner",
-    )
+
+    def is_shared_out() -> bool:
+        """Whether all have joined: a later hand-over is a gap, and nothing has gone wrong yet."""
+        owned = [its for its in stage.owners().values() if its]
+        all_of_them = sorted(one for its in owned for one in its) == [*range(options.partitions)]
+        return all_of_them and len(owned) == min(len(stage.usual), options.partitions)
+
+    eventually(is_shared_out, "each replica has partitions, and each partition an owner")
     first = Publishers(stage, them, Random(), 0)
     for one in them:
         first.publish(one.name, json.dumps({"track": list(one.core)}).encode())

@@ -66,12 +66,14 @@ def test_shares_are_spread_over_replicas_and_get_each_status_once(kafka: Kafka, 
     with Upstream("--rate", "300", "--connects", "1000") as upstream:
         streams = configured(upstream, 3)
         with (
-            Connector(folders[0], kafka, streams, replica="a") as first,
-            Connector(folders[1], kafka, streams, replica="b") as second,
+            # Two partitions, each of which is home to a share.
+            Connector(folders[0], kafka, streams, replica="a", control_partitions=2) as first,
+            Connector(folders[1], kafka, streams, replica="b", control_partitions=2) as second,
         ):
             first.create_topics().start()
             second.start()
             for replica in (first, second):
+                eventually(lambda its=replica: its.logged("lease.assigned"), "a partition of its own")
                 eventually(replica.is_ready, "ready")
             put = first.command("predicates", "put", "tech", "track=kafka", "--as", "a", "--wait")
             assert put.returncode == 0, put.stderr + put.stdout
