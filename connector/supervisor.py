@@ -17,8 +17,7 @@ import structlog
 from confluent_kafka import KafkaException
 
 from connector import sharing
-from connector.control import lease as leases
-from connector.control import shares
+from connector.control import ownership, shares
 from connector.control.answers import Change, noted_waiting
 from connector.control.debounce import Debounce
 from connector.control.demand import Demand, noted_in_force
@@ -107,25 +106,25 @@ class Supervisor:
         async with self._tasks:
             async for event in self.lease.events():
                 match event:
-                    case leases.Assigned(tenures):
+                    case ownership.Assigned(tenures):
                         for tenure in tenures:
                             self._begin(tenure)
-                    case leases.Read(records):
+                    case ownership.Read(records):
                         for record in records:
                             self._read(record)
-                    case leases.CaughtUp(number):
+                    case ownership.CaughtUp(number):
                         if partition := self._owned.get(number):
                             partition.caught_up = True
                             self._load(partition)
-                    case leases.Revoked(tenures, released):
+                    case ownership.Revoked(tenures, released):
                         # Stopped here and now: the next event may begin a new tenure.
                         for tenure in tenures:
                             self._stop(tenure)
                         self._tasks.create_task(self._give_back(tenures, released.set))
-                    case leases.Lost(tenures):
+                    case ownership.Lost(tenures):
                         for tenure in tenures:
                             self._end(tenure)
-                    case leases.Failed(error):
+                    case ownership.Failed(error):
                         raise error
 
     async def drain(self) -> None:

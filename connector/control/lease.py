@@ -14,7 +14,6 @@ import queue
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum, auto
 
 import structlog
@@ -22,6 +21,7 @@ from confluent_kafka import OFFSET_BEGINNING as BEGINNING
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from connector.control.messages import control_record
+from connector.control.ownership import Assigned, CaughtUp, Failed, LeaseEvent, Lost, Read, Revoked
 from connector.control.proof import Pulse, Standing, has_generation
 from connector.model import ControlRecord, Grant, Tenure
 
@@ -42,7 +42,7 @@ STALE = 0.8
 """After this much of a session without a word from the coordinator streams are stopped: before the session is
 over, as another replica may start them then, and upstreams count connections."""
 
-_LOST = 10
+_ASTRAY = 10
 """After as many statistics without a coordinator a new client is made: 5 s, or less in a short session."""
 
 _POLL_S = 0.2
@@ -51,54 +51,8 @@ _REFUSED_FOR_S = 10.0
 """How long an error counts after it came last: librdkafka tells of what lasts every other second."""
 
 
-@dataclass(frozen=True, slots=True)
-class Assigned:
-    """These partitions are ours from now on; their records follow from the beginning."""
-
-    tenures: frozenset[Tenure]
-
-
-@dataclass(frozen=True, slots=True)
-class Revoked:
-    """These partitions are taken away, or may be soon, once `released` is set or the budget ends."""
-
-    tenures: frozenset[Tenure]
-    released: threading.Event = field(default_factory=threading.Event)
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """These partitions may already be another replica's: nothing more can be committed for them."""
-
-    tenures: frozenset[Tenure]
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """Control records, in order."""
-
-    records: list[ControlRecord]
-
-
-@dataclass(frozen=True, slots=True)
-class CaughtUp:
-    """All that the partition held has been read."""
-
-    partition: int
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The group cannot go on; the process must end."""
-
-    error: Exception
-
-
 class _End(Enum):
     OF_LEASE = auto()
-
-
-LeaseEvent = Assigned | Revoked | Lost | Read | CaughtUp | Failed
 
 
 class Lease:
@@ -145,6 +99,7 @@ class Lease:
         self._standing: Standing = Standing()  # as the poll thread hears
         self._pulse = Pulse(2 * _POLL_S)
         self._suspended: Revoked | None = None
+        self._anew: queue.SimpleQueue[frozenset[Tenure]] = queue.SimpleQueue()
         self._refused = (-_REFUSED_FOR_S, "")
         self._due: queue.SimpleQueue[Mapping[int, int]] = queue.SimpleQueue()  # offsets by partition
 
@@ -179,10 +134,8 @@ class Lease:
 
     def begin_anew(self, tenures: frozenset[Tenure]) -> None:
         """Have partitions restored once more, under tenures of their own; from the event loop."""
-        if self._suspended is None:  # else they are, in a moment
-            self._tell(Lost(tenures))
-            self._suspended = Revoked(tenures)
-            self._suspended.released.set()
+        self._tell(Lost(tenures))
+        self._anew.put(tenures)
 
     def start(self) -> None:
         """Join the group."""
@@ -255,12 +208,13 @@ class Lease:
                 log.error("lease.given_up", loop_silent_s=round(self._pulse.silent_s, 1))
                 self._lose(self._grant.tenures)
                 break
-            if self._standing.lost >= _LOST and not self._grant.tenures:
+            if self._standing.astray >= _ASTRAY and not self._grant.tenures:
                 log.info("lease.client_replaced")
                 break
             self._refresh(consumer)
             self._hand_over(messages)
             self._resume(consumer)
+            self._begin_due(consumer)
             self._commit_due(consumer)
         self._commit_due(consumer)
         consumer.close()
@@ -271,18 +225,31 @@ class Lease:
         is_stale = time.monotonic() - self._standing.heard_at > STALE * self._session_s
         if suspended is None or is_stale or not suspended.released.is_set():
             return
-        ours = suspended.tenures & self._grant.tenures
+        if self._begin(consumer, suspended.tenures):
+            self._suspended = None
+
+    def _begin_due(self, consumer: Consumer) -> None:
+        """Begin anew with what is told to."""
+        for _ in range(self._anew.qsize()):
+            tenures = self._anew.get()
+            if not self._begin(consumer, tenures):
+                self._anew.put(tenures)
+
+    def _begin(self, consumer: Consumer, tenures: frozenset[Tenure]) -> bool:
+        """Begin anew with what of *tenures* is still ours; False if that has to wait."""
+        ours = tenures & self._grant.tenures
         try:
             for tenure in ours:
                 consumer.seek(TopicPartition(self._topic, tenure.partition, BEGINNING))
         except KafkaException as error:  # in the middle of a rebalance
             log.debug("lease.resume_failed", detail=str(error))
-            return
-        added = self._tenures(ours)
-        self._regrant(Grant(self._grant.tenures - ours | added, self._grant.metadata))
-        self._suspended = None
-        log.info("lease.resumed", partitions=_numbers(added))
-        self._tell(Assigned(added))
+            return False
+        if ours:
+            added = self._tenures(ours)
+            self._regrant(Grant(self._grant.tenures - ours | added, self._grant.metadata))
+            log.info("lease.resumed", partitions=_numbers(added))
+            self._tell(Assigned(added))
+        return True
 
     def _hand_over(self, messages: list[Message]) -> None:
         records: list[ControlRecord] = []

@@ -48,7 +48,7 @@ class Standing:
         heard_at: when the coordinator was heard last. Between rebalances it answers every heartbeat. In one
             its silence says nothing: it keeps a request to join until all have come, and until then nobody
             else is given anything.
-        lost: how many statistics in a row had neither a coordinator nor an attempt to join. A client may have
+        astray: how many statistics in a row had no coordinator, or no attempt to join. A client may have
             forgotten every broker in an outage, or which of them coordinates the group, and then it stays so
             (seen with librdkafka 2.16, whatever its ``metadata.recovery.strategy``).
     """
@@ -56,7 +56,7 @@ class Standing:
     def __init__(self) -> None:
         """Know nothing."""
         self.heard_at = 0.0
-        self.lost = 0
+        self.astray = 0
 
     def take(self, statistics: str | bytes, now: float) -> None:
         """Take note of what librdkafka hands to `stats_cb` (its STATISTICS.md).
@@ -67,7 +67,7 @@ class Standing:
         """
         told = _decode(statistics)
         group = told.cgrp or _Group()
-        self.lost = self.lost + 1 if group.state != "up" or group.join_state == "init" else 0
+        self.astray = self.astray + 1 if group.state != "up" or group.join_state == "init" else 0
         if group.join_state != "steady":
             self.heard_at = now
             return

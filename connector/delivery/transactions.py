@@ -155,7 +155,9 @@ class Transactions:
             try:
                 found = consumer.committed(control, timeout=CALL_TIMEOUT_S)
             except KafkaException:
-                if not self._is_unmarked():
+                now = time.monotonic()
+                self._pending_since = self._pending_since or now
+                if now - self._pending_since < _UNMARKED_S:
                     raise
                 self._complete(control)
                 return None
@@ -179,12 +181,6 @@ class Transactions:
             and author(found.metadata) == self.transactional_id
             and found.metadata != ours
         )
-
-    def _is_unmarked(self) -> bool:
-        """Whether what is pending, once more, will not end by itself."""
-        now = time.monotonic()
-        self._pending_since = self._pending_since or now
-        return now - self._pending_since > _UNMARKED_S
 
     def _complete(self, control: list[TopicPartition]) -> None:
         assert self._producer is not None

@@ -19,7 +19,7 @@ from story import restored
 
 from connector.control.answers import Answers, Change
 from connector.control.home import home
-from connector.control.lease import Assigned, CaughtUp, Failed, LeaseEvent, Lost, Read, Revoked
+from connector.control.ownership import Assigned, CaughtUp, Failed, LeaseEvent, Lost, Read, Revoked
 from connector.delivery.dedupe import Window
 from connector.delivery.deletions import Deletions
 from connector.delivery.outbox import Entry, Outbox

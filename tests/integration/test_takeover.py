@@ -17,9 +17,10 @@ from kafka_wire import Api
 
 from connector import model
 from connector.control import lease as leases
-from connector.control.lease import Assigned, Lease, LeaseEvent, Lost, Read, Revoked
+from connector.control.lease import Lease
+from connector.control.ownership import Assigned, LeaseEvent, Lost, Read, Revoked
 from connector.delivery import positions, restore
-from connector.model import Position
+from connector.model import Position, Tenure
 
 _Event = TypeVar("_Event", bound=LeaseEvent)
 
@@ -114,6 +115,23 @@ async def test_a_partition_begins_anew_when_it_is_told_to(kafka: Kafka, topics: 
         assert again != first
         assert len((await member.told(Read)).records) == 1
         assert member.lease.grant.tenures == before - {first} | {again}
+
+
+async def test_partitions_that_are_told_one_after_the_other_all_begin_anew(
+    kafka: Kafka, topics: model.Topics
+) -> None:
+    """One that was forgotten would have an owner, and no streams."""
+    member = Member(kafka, topics)
+    async with member.taking_part():
+        before = (await member.told(Assigned)).tenures
+        for tenure in before:
+            member.lease.begin_anew(frozenset({tenure}))
+        again = set[Tenure]()
+        while len(again) < len(before):
+            again |= (await member.told(Assigned)).tenures
+        assert {tenure.partition for tenure in again} == {tenure.partition for tenure in before}
+        assert member.lease.grant.tenures == again
+        assert not again & before
 
 
 async def test_a_client_that_finds_no_coordinator_is_replaced(

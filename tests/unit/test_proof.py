@@ -60,7 +60,7 @@ def test_in_a_rebalance_silence_says_nothing(state: str) -> None:
     assert standing.heard_at == 100.0
 
 
-def test_a_client_that_knows_no_coordinator_or_does_not_join_is_lost() -> None:
+def test_a_client_that_knows_no_coordinator_or_does_not_join_is_astray() -> None:
     standing = Standing()
     for count, now in enumerate(
         [
@@ -72,9 +72,9 @@ def test_a_client_that_knows_no_coordinator_or_does_not_join_is_lost() -> None:
         start=1,
     ):
         standing.take(now, now=100.0)
-        assert standing.lost == count
+        assert standing.astray == count
     standing.take(statistics(5, "wait-join"), now=100.0)
-    assert standing.lost == 0
+    assert standing.astray == 0
 
 
 class Loop:
