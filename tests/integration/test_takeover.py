@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pytest
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from harness import PATIENCE_S, STREAM, Kafka, eventually
 from kafka_proxy import Proxy
 from kafka_wire import Api
@@ -115,6 +115,31 @@ async def test_a_partition_begins_anew_when_it_is_told_to(kafka: Kafka, topics: 
         assert again != first
         assert len((await member.told(Read)).records) == 1
         assert member.lease.grant.tenures == before - {first} | {again}
+
+
+async def test_what_begins_anew_in_a_rebalance_does_so_after_it(
+    kafka: Kafka, topics: model.Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client library refuses to seek then."""
+    refused: list[TopicPartition] = []
+
+    class Rebalancing(Consumer):
+        """Refuses the first seeks."""
+
+        def seek(self, place: TopicPartition) -> None:
+            if len(refused) < 3:
+                refused.append(place)
+                raise KafkaException(KafkaError(KafkaError._STATE))
+            super().seek(place)
+
+    monkeypatch.setattr(leases, "Consumer", Rebalancing)
+    member = Member(kafka, topics)
+    async with member.taking_part():
+        before = (await member.told(Assigned)).tenures
+        member.lease.begin_anew(before)
+        again = (await member.told(Assigned)).tenures
+        assert {tenure.partition for tenure in again} == {tenure.partition for tenure in before}
+        assert len(refused) == 3
 
 
 async def test_partitions_that_are_told_one_after_the_other_all_begin_anew(
