@@ -21,7 +21,7 @@ else:
     from backports import zstd
 
 MAX_PIECE_BYTES = 64 << 10
-"""The largest piece yielded."""
+"""The largest piece that a compressed body yields."""
 
 RATIO = 100
 """How far a body may expand in the long run.
@@ -53,9 +53,9 @@ class Inflate(Protocol):
     """What undoes one body's coding."""
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """Take the next bytes and yield what they decode to, in pieces of at most `MAX_PIECE_BYTES`.
+        """Take the next bytes and yield what they decode to.
 
-        Exhaust the iterator before feeding more.
+        No piece is longer than *chunk*, or than `MAX_PIECE_BYTES`. Exhaust the iterator before feeding more.
 
         Raises:
             FramingLost: the bytes are not in this coding, are damaged, or expand out of all proportion;
@@ -92,8 +92,8 @@ class _Identity:
     is_complete = True
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        for at in range(0, len(chunk), MAX_PIECE_BYTES):
-            yield chunk[at : at + MAX_PIECE_BYTES]
+        if chunk:
+            yield chunk
 
 
 class _Decoder(Protocol):
