@@ -79,8 +79,10 @@ class Subscription:
     _desk: Desk = field(init=False)
     _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _readers: Readers = field(init=False)
+    _now: Callable[[], float] = field(init=False)  # kept: until Python 3.12 it costs a system call to ask for
 
     def __post_init__(self) -> None:
+        self._now = asyncio.get_running_loop().time
         self._due = _DUE[self.dialect.handover.strategy]
         patience_s = self.dialect.liveness.patience_s
         self._readers = Readers(self.stream, self.outlet.outbox, patience_s, self._heard)
@@ -392,7 +394,3 @@ class Subscription:
             return None
         coming = self._candidate if self.phase is Phase.DRAINING else self._active
         return None if coming is None or coming.is_refused else coming
-
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
