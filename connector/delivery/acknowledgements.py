@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from connector.delivery.batch import Batch
-from connector.delivery.producing import flush, make, produce, properties
+from connector.delivery.producing import flush, make_reporting, produce, properties
 from connector.delivery.records import Record
 from connector.delivery.verdict import Call
 from connector.model import Topics
@@ -47,7 +47,7 @@ class Acknowledgements:
     def open(self) -> None:
         """Make a producer; what the one before it had not sent is forgotten."""
         self.close()
-        self._producer, self._undelivered = make(
+        self._producer, self._undelivered = make_reporting(
             {**properties(self.kafka, self.max_record_bytes), "enable.idempotence": True}
         )
         self.epochs += 1

@@ -43,8 +43,16 @@ def properties(kafka: Mapping[str, object], max_record_bytes: int) -> dict[str, 
     }
 
 
-def make(properties: Mapping[str, Any]) -> tuple[Producer, list[KafkaError]]:
-    """Make a producer, and a list of why records were not delivered, to which `produce` and `flush` add."""
+def make(properties: Mapping[str, Any]) -> Producer:
+    """Make a producer that tells nobody why a record was not delivered."""
+    return Producer(dict(properties))
+
+
+def make_reporting(properties: Mapping[str, Any]) -> tuple[Producer, list[KafkaError]]:
+    """Make a producer, and a list of why records were not delivered, to which `produce` and `flush` add.
+
+    Reports are not free: for each record, delivered or not, the thread waits for Python's lock once.
+    """
     undelivered: list[KafkaError] = []
 
     def reported(error: KafkaError | None, _message: Message) -> None:

@@ -16,7 +16,15 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from connector.delivery.batch import Batch
-from connector.delivery.producing import CALL_TIMEOUT_S, RETRY_BACKOFF_S, flush, make, produce, properties
+from connector.delivery.producing import (
+    CALL_TIMEOUT_S,
+    RETRY_BACKOFF_S,
+    flush,
+    make,
+    make_reporting,
+    produce,
+    properties,
+)
 from connector.delivery.verdict import Call
 from connector.model import Topics
 
@@ -62,6 +70,7 @@ class Transactions:
     guarded: int = field(default=0, init=False)
     during: Call = field(default=Call.INIT, init=False)
     _producer: Producer | None = field(default=None, init=False)
+    _asks_why: bool = field(default=False, init=False)  # records were not delivered
     _undelivered: list[KafkaError] = field(default_factory=list, init=False)
     _pending_since: float | None = field(default=None, init=False)
     _marks: dict[int, str] = field(default_factory=dict, init=False)  # of the last commits, by partition
@@ -78,13 +87,15 @@ class Transactions:
             KafkaException: Kafka did not answer, or refused; the first may change.
         """
         self._producer = None  # its threads end before the next one's begin
-        producer, self._undelivered = make(
-            {
-                **properties(self.kafka, self.max_record_bytes),
-                "transactional.id": self.transactional_id,
-                "transaction.timeout.ms": int(_TRANSACTION_TIMEOUT_S * 1000),
-            }
-        )
+        wanted = {
+            **properties(self.kafka, self.max_record_bytes),
+            "transactional.id": self.transactional_id,
+            "transaction.timeout.ms": int(_TRANSACTION_TIMEOUT_S * 1000),
+        }
+        if self._asks_why:
+            producer, self._undelivered = make_reporting(wanted)
+        else:
+            producer = make(wanted)
         producer.init_transactions(CALL_TIMEOUT_S)
         self._producer = producer
         self.epochs += 1
@@ -98,9 +109,12 @@ class Transactions:
         try:
             self._write(batch)
         except KafkaException as failed:
-            if failed.args[0].code() == KafkaError._INCONSISTENT and self._undelivered:  # noqa: SLF001
-                # All that the call knows is that records were not delivered; their reports say why.
-                raise KafkaException(self._undelivered[0]) from failed
+            if failed.args[0].code() == KafkaError._INCONSISTENT:  # noqa: SLF001
+                # All that the call knows is that records were not delivered; their reports say why. Where one
+                # is refused others are near: reports are asked for from now on.
+                self._asks_why = True
+                if self._undelivered:
+                    raise KafkaException(self._undelivered[0]) from failed
             raise
 
     def _write(self, batch: Batch) -> None:
@@ -209,7 +223,7 @@ def fence(kafka: Mapping[str, object], transactional_id: str) -> Producer:
     Raises:
         KafkaException: Kafka did not answer, or refused.
     """
-    producer, _ = make({**properties(kafka, 1 << 20), "transactional.id": transactional_id})
+    producer = make({**properties(kafka, 1 << 20), "transactional.id": transactional_id})
     producer.init_transactions(CALL_TIMEOUT_S)
     return producer
 
