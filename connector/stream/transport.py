@@ -13,13 +13,10 @@ import aiohttp
 import httpx
 from aiohttp.connector import Connection
 from httpx_aiohttp import AiohttpTransport
-from httpx_aiohttp.transport import AiohttpResponseStream
+from httpx_aiohttp.transport import AiohttpResponseStream, map_aiohttp_exceptions
 
 from connector.errors import Unreachable
 from connector.stream.sockets import Sockets
-
-_READ_BYTES = 1 << 18
-"""The most that is read at once; as much as a busy connection buffers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +110,54 @@ class _Answer(aiohttp.ClientResponse):
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
         await super().start(connection)
         self.reason = None
+        if type(self.content) is aiohttp.StreamReader:  # the parser makes it, and asks nobody of which kind
+            self.content.__class__ = _Content
         return self
+
+
+class _Content(aiohttp.StreamReader):
+    """A body as its bytes come: where HTTP's chunks end means nothing to a stream.
+
+    aiohttp's own reader notes it all the same and hands out chunk by chunk, which is half of what reading
+    costs where each chunk is a message. Besides it forgets what came and nobody has read yet as soon as the
+    connection fails: whole statuses, where the outbox was full for a moment.
+    """
+
+    __slots__ = ()
+
+    def feed_data(self, data: bytes, _size: int = 0) -> bool:
+        self._buffer.append(data)
+        self._size += len(data)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+        if self._size > self._high_water or len(self._buffer) > self._high_water_chunks:
+            self._protocol.pause_reading()
+        return False
+
+    def begin_http_chunk_receiving(self) -> None:
+        pass
+
+    def end_http_chunk_receiving(self) -> None:
+        pass
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield all that came, up to where the body ends or what ended the connection is raised."""
+        while True:
+            if self._buffer:
+                piece = b"".join(self._buffer)
+                self._buffer.clear()
+                self._size = 0
+                self._protocol.resume_reading()
+                yield piece
+            elif self._exception is not None:
+                raise self._exception
+            elif self._eof:
+                return
+            elif not self._protocol.connected:  # closed for what no body can be, while nobody was waiting
+                raise aiohttp.ClientPayloadError("the body broke off")
+            else:
+                await self._wait("pieces")
 
 
 class _Transport(AiohttpTransport):
@@ -122,30 +166,22 @@ class _Transport(AiohttpTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         response = await super().handle_async_request(request)
         assert isinstance(response.stream, AiohttpResponseStream)
-        response.stream.CHUNK_SIZE = _READ_BYTES
         response.stream = _Body(response.stream)
         return response
 
 
 class _Body(httpx.AsyncByteStream):
-    """A body that breaks off only after all that came of it.
-
-    aiohttp's reader raises as soon as a connection fails, and forgets what it had and nobody had read yet:
-    whole statuses, where the outbox was full for a moment.
-    """
+    """A body in the largest pieces there are, whose socket is closed at once."""
 
     def __init__(self, stream: AiohttpResponseStream) -> None:
         self._stream = stream
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self._stream:
-                yield chunk
-        except httpx.HTTPError:
-            content = self._stream._aiohttp_response.content  # noqa: SLF001 (there is no public way to it)
-            if rest := content._read_nowait(-1):  # noqa: SLF001 (the public ones raise what was raised)
-                yield rest
-            raise
+        content = self._stream._aiohttp_response.content  # noqa: SLF001 (there is no public way to it)
+        if isinstance(content, _Content):  # else it has none
+            with map_aiohttp_exceptions():
+                async for piece in content.pieces():
+                    yield piece
 
     async def aclose(self) -> None:
         connection = self._stream._aiohttp_response.connection  # noqa: SLF001 (as above)

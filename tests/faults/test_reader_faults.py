@@ -36,7 +36,7 @@ from connector.stream.budget import Budget
 from connector.stream.credentials import Bearer
 from connector.stream.inflate import zstd
 from connector.stream.policy import Outcome
-from connector.stream.reader import Connecting, Live, ReaderEvent, Received
+from connector.stream.reader import Connected, Connecting, Live, Lost, ReaderEvent, Received
 from connector.stream.transport import Tls
 
 # Silence
@@ -419,8 +419,13 @@ async def test_closing_frees_the_slot_in_the_middle_of_a_stream() -> None:
 
 def established(port: int) -> int:
     """Return how many connections to *port* this machine holds open."""
+    return states(port).count("01")
+
+
+def states(port: int) -> list[str]:
+    """Return the states of this machine's sockets that are connected to *port*."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(row[2].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
+    return [row[3] for row in rows if row[2].endswith(f":{port:04X}")]
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="Linux tells which sockets are open")
@@ -473,6 +478,28 @@ async def test_a_reader_that_is_not_read_lets_the_server_feel_it() -> None:
                 if len(got) == count:
                     break
         assert got == [str(number) for number in range(1, count + 1)]
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="Linux tells which sockets there are")
+@pytest.mark.parametrize("end", [b"", b"zz\r\n"], ids=["no last chunk", "bad chunk"])
+async def test_what_came_before_a_break_is_read_even_by_a_slow_reader(end: bytes) -> None:
+    """Its connection has failed before it reads what came over it."""
+
+    async def breaks(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.send(OK, *(chunk(status(number)) for number in range(1, 100)), end)
+
+    async with FaultServer.of(breaks) as server, asyncio.timeout(PATIENCE_S):
+        got: list[str] = []
+        async with aclosing(reader(server.url).events()) as events:
+            async for event in events:
+                got += ids([event])
+                if isinstance(event, Connected):
+                    while states(server.port):  # noqa: ASYNC110 (the kernel sets no event)
+                        await asyncio.sleep(0.01)
+                if isinstance(event, Lost):
+                    break
+        assert got == [str(number) for number in range(1, 100)]
 
 
 # Addresses
