@@ -18,6 +18,10 @@ from httpx_aiohttp.transport import AiohttpResponseStream, map_aiohttp_exception
 from connector.errors import Unreachable
 from connector.stream.sockets import Sockets
 
+_BUFFER_BYTES = 128 << 10
+"""What aiohttp keeps of a body before it pauses the connection, half of it: smaller pieces cost more each,
+larger ones make hundreds of busy streams heavy, as a stream that waits for room holds three of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
@@ -92,6 +96,7 @@ def network(context: ssl.SSLContext, proxy: str | None, sockets: Sockets) -> htt
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers={"User-Agent", "Accept", "Content-Type"},
         response_class=_Answer,
+        read_bufsize=_BUFFER_BYTES,
     )
     # It would repeat a GET whose server hangs up, unseen by every back-off and budget.
     session._retry_connection = False  # noqa: SLF001 (there is no public switch)
