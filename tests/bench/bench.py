@@ -17,7 +17,7 @@ import report
 import rig
 import scenarios
 
-ALL = {**scenarios.ALL, "replicas": replicas.replicas}
+ALL = {**scenarios.ALL, "scaling": replicas.scaling, "replicas": replicas.replicas}
 
 
 def main() -> None:
@@ -40,6 +40,7 @@ def main() -> None:
             rounds=asked.rounds,
             memory_s=asked.memory_seconds,
         )
+        bench.warm()
         for name in asked.only or ALL:
             began_at = time.monotonic()
             print(f"{name}: {(ALL[name].__doc__ or '').splitlines()[0]}", flush=True)

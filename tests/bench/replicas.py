@@ -1,4 +1,4 @@
-"""A thousand idle streams over three replicas: what each costs, and how long a rebalance takes."""
+"""Several replicas: a thousand idle streams over three of them, and what one, two and three can carry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import NamedTuple
 import harness
 import rig
 from confluent_kafka import Producer
-from scenarios import Bench, Row
+from rig import Measured
+from scenarios import BIG, Bench, Row
 
 STREAMS = 1000
 REPLICAS = ("one", "two", "three")
@@ -44,14 +45,14 @@ class _Group:
     """Replicas that share topics and a group; each is a process of its own."""
 
     def __init__(
-        self, folder: Path, bootstrap: str, url: str, streams: int, replicas: tuple[str, ...]
+        self, folder: Path, bootstrap: str, url: str, query: str, streams: int, replicas: tuple[str, ...]
     ) -> None:
         self._streams = [f"stream-{number}" for number in range(streams)]
         self._kafka = harness.Kafka(bootstrap)
         self._url = url
         declared = {
             name: {
-                "url": f"{url}/?heartbeat={_HEARTBEAT_S}&name={name}",
+                "url": f"{url}/?{query}&name={name}",
                 "dialect": "ndjson",
                 "override": {"budget": None, **rig.MANNERS},
             }
@@ -98,6 +99,19 @@ class _Group:
             pauses: list[float] = json.loads(answer.read())
         return max(pauses, default=0.0)
 
+    def measure(self, seconds: float) -> Measured:
+        """Return what all replicas together do in *seconds*."""
+        running = list(self.replicas.values())
+        pids = [one.process.pid for one in running if one.process is not None]
+        before, cpu_before, began_at = self._committed(), sum(map(rig.cpu_s, pids)), time.monotonic()
+        harness.pace(seconds)
+        lasted_s, cpu_now = time.monotonic() - began_at, sum(map(rig.cpu_s, pids))
+        return Measured(self._committed() - before, lasted_s, cpu_now - cpu_before)
+
+    def _committed(self) -> int:
+        running = self.replicas.values()
+        return sum(rig.total(one.ops("/metrics")[1], "statuses_committed_total") for one in running)
+
     def idle(self, seconds: float) -> list[_Idle]:
         """Return what each replica costs in the next *seconds*; nobody asks it anything meanwhile."""
         running = list(self.replicas.values())
@@ -114,11 +128,12 @@ class _Group:
 
 def replicas(bench: Bench, streams: int = STREAMS) -> Iterator[Row]:
     """What a thousand idle streams cost three replicas, and how long they take to share them out anew."""
-    with _group(bench, 1, REPLICAS[:1]) as alone:
+    idle = f"heartbeat={_HEARTBEAT_S}"
+    with _group(bench, idle, 1, REPLICAS[:1]) as alone:
         alone.settled_s(time.monotonic())
         harness.pace(3)
         (one,) = alone.idle(_IDLE_S)
-    with _group(bench, streams, REPLICAS) as group:
+    with _group(bench, idle, streams, REPLICAS) as group:
         started_s = group.settled_s(time.monotonic())
         harness.pace(5)
         all_ = group.idle(_IDLE_S)
@@ -154,10 +169,23 @@ def replicas(bench: Bench, streams: int = STREAMS) -> Iterator[Row]:
     yield Row(f"{what}: it joins again, longest pause of a stream", joined_pause_s, 10, "s", at_most=True)
 
 
+def scaling(bench: Bench, streams: int = 12) -> Iterator[Row]:
+    """What one, two and three replicas write together; no row, as machines have other numbers of cores."""
+    found: dict[int, list[Measured]] = {count: [] for count in range(1, len(REPLICAS) + 1)}
+    for _ in range(bench.rounds):
+        for count, measured in found.items():
+            with _group(bench, f"size={BIG}", streams, REPLICAS[:count]) as group:
+                group.settled_s(time.monotonic())
+                harness.pace(3)
+                measured.append(group.measure(bench.seconds))
+    bench.record("replicas at full load", {str(count): measured for count, measured in found.items()})
+    yield from ()
+
+
 @contextlib.contextmanager
-def _group(bench: Bench, streams: int, names: tuple[str, ...]) -> Iterator[_Group]:
+def _group(bench: Bench, query: str, streams: int, names: tuple[str, ...]) -> Iterator[_Group]:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, contextlib.ExitStack() as stack:
-        group = _Group(Path(folder), bench.bootstrap, bench.url, streams, names)
+        group = _Group(Path(folder), bench.bootstrap, bench.url, query, streams, names)
         for replica in group.replicas.values():
             stack.enter_context(replica)
         group.begin()
