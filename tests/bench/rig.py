@@ -25,7 +25,11 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _POLL_S = 0.25
 _PATIENCE_S = 120.0
 
+# At full load ten minutes are a hundred gigabytes.
 _BROKER = """
+log.segment.bytes=268435456
+log.retention.bytes=1073741824
+log.retention.check.interval.ms=5000
 log.segment.delete.delay.ms=1000
 log.flush.interval.messages=9223372036854775807
 """
