@@ -131,6 +131,8 @@ class _Content(aiohttp.StreamReader):
     __slots__ = ()
 
     def feed_data(self, data: bytes, _size: int = 0) -> bool:
+        if not data:
+            return False
         self._buffer.append(data)
         self._size += len(data)
         waiter, self._waiter = self._waiter, None
