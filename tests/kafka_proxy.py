@@ -144,21 +144,28 @@ class Proxy:
 
     def send(self, request: Request, broker: Address | None = None) -> int:
         """Send *request* to Kafka over a connection of its own; return the error code of the answer."""
-        sent = self._send(request, broker or self._first)
-        return asyncio.run_coroutine_threadsafe(sent, self._loop).result(PATIENCE_S)
+        sent = asyncio.wait_for(self._send(request, broker or self._first), PATIENCE_S)
+        return asyncio.run_coroutine_threadsafe(sent, self._loop).result()
 
     # Below: the proxy's thread.
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
+        self._carrying: set[asyncio.Task[None]] = set()
         async with asyncio.TaskGroup() as self._connections:
             self._serving.set_result("{}:{}".format(*await self._front(self._first)))
             await self._stop.wait()
             for front in self._fronts.values():
-                front.close()
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                self._loop.remove_reader(front.sockets[0])
+            for task in self._carrying:
                 task.cancel()
+        # What is being accepted is a task of asyncio's own. Its socket leaks if it is cancelled, or if its
+        # server is closed meanwhile.
+        while accepting := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(accepting)
+        for front in self._fronts.values():
+            front.close()
 
     def _gave_up(self, ended: Future[None]) -> None:
         if not self._serving.done():
@@ -169,7 +176,14 @@ class Proxy:
         if broker not in self._fronts:
 
             def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                self._connections.create_task(_Connection(self, broker, reader, writer).run())
+                if self._stop.is_set():
+                    writer.close()
+                    return
+                task = self._connections.create_task(_Connection(self, broker, reader, writer).run())
+                # Closed from here: cancelled before its first step, a task closes nothing.
+                task.add_done_callback(lambda _: writer.close())
+                task.add_done_callback(self._carrying.discard)
+                self._carrying.add(task)
 
             front = await asyncio.start_server(connected, "127.0.0.1", 0)
             if broker in self._fronts:  # another connection was faster
@@ -204,21 +218,20 @@ class _Connection:
         self._swallowed: set[int] = set()
 
     async def run(self) -> None:
-        with contextlib.closing(self._to_client):
+        try:
+            self._from_broker, self._to_broker = await asyncio.open_connection(*self._broker)
+        except OSError:  # the broker is away, and so is the proxy
+            return
+        with contextlib.closing(self._to_broker):
+            ways = [asyncio.ensure_future(self._ask()), asyncio.ensure_future(self._tell())]
             try:
-                self._from_broker, self._to_broker = await asyncio.open_connection(*self._broker)
-            except OSError:  # the broker is away, and so is the proxy
-                return
-            with contextlib.closing(self._to_broker):
-                ways = [asyncio.ensure_future(self._ask()), asyncio.ensure_future(self._tell())]
-                try:
-                    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for way in ways:
-                        way.cancel()
-                for result in await asyncio.gather(*ways, return_exceptions=True):
-                    if isinstance(result, Exception) and not isinstance(result, (EOFError, OSError)):
-                        raise result
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+            for result in await asyncio.gather(*ways, return_exceptions=True):
+                if isinstance(result, Exception) and not isinstance(result, (EOFError, OSError)):
+                    raise result
 
     async def _ask(self) -> None:
         """Carry requests to the broker, one after another, until the connection is cut."""
