@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 from types import FrameType
@@ -34,7 +35,7 @@ STARTED = CACHE / "started.json"
 JAVA_AT_LEAST = 17
 EXIT_TOOLS_MISSING = 3
 START_TIMEOUT_S = 90.0
-HEAP = ["-Xms256m", "-Xmx512m", "-XX:+UseSerialGC"]
+SMALL = ("-Xms256m", "-Xmx512m", "-XX:+UseSerialGC")
 
 
 class ToolsMissing(Exception):
@@ -79,13 +80,14 @@ def fetch() -> Path:
 class Broker:
     """One Kafka process and its data folder."""
 
-    def __init__(self, data: Path, port: int = 0, more: str = "") -> None:
+    def __init__(self, data: Path, port: int = 0, more: str = "", java: Sequence[str] = SMALL) -> None:
         """Format *data* and start a broker on it.
 
         Args:
             data: folder for logs; kept when it already holds a formatted broker.
             port: port of the listener on 127.0.0.1; 0 picks a free one.
             more: further lines for its properties.
+            java: options of its virtual machine.
         """
         libs = fetch()
         data.mkdir(parents=True, exist_ok=True)
@@ -105,7 +107,7 @@ class Broker:
         self.log = data / "broker.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                ["java", *HEAP, "-cp", f"{libs}/*", "kafka.Kafka", str(properties)],
+                ["java", *java, "-cp", f"{libs}/*", "kafka.Kafka", str(properties)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

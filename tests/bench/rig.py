@@ -34,6 +34,9 @@ log.segment.delete.delay.ms=1000
 log.flush.interval.messages=9223372036854775807
 """
 
+# The heap that Kafka's own start script sets; the quarter of it with which tests do stops five times as often.
+_JAVA = ("-Xms1g", "-Xmx1g", "-XX:+UseSerialGC")
+
 MANNERS = {
     "framing": {"kind": "lines", "delimiter": "\r\n"},
     "messages": {"id": "/id_str"},
@@ -77,7 +80,7 @@ def resident_kb(pid: int) -> int:
 def broker() -> Iterator[str]:
     """Run a broker of the bench's own and yield its address."""
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
-        running = Broker(Path(folder), more=_BROKER)
+        running = Broker(Path(folder), more=_BROKER, java=_JAVA)
         try:
             yield running.bootstrap
         finally:
