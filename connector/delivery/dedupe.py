@@ -9,8 +9,10 @@ A byte-identical repetition is dropped. The same id with another body is an upda
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
+from struct import iter_unpack
 from typing import TypeVar
 
 from xxhash import xxh3_64_digest
@@ -25,6 +27,9 @@ WINDOW = 1 << 19
 MARK_BYTES = 8
 """A mark is the XXH3 of a status: among so many, a false match is less likely than one in 10**13."""
 
+_PARTS = 4
+"""So many make up a window. Sets of the whole of it, rebuilt as it moves on, took twice the memory."""
+
 LINGER_S = 60.0
 """How long a connection has to bring nothing again until nothing is expected to come again."""
 
@@ -37,6 +42,9 @@ def content(status: Status) -> bytes:
 class Window:
     """What one stream put out lately. All times are readings of one monotonic clock, in seconds.
 
+    It is kept in parts, and moves on by dropping the oldest of them, so that what is new costs the same
+    however much is remembered.
+
     Attributes:
         suppressed: how many came again, and were dropped.
     """
@@ -48,13 +56,15 @@ class Window:
             marks: of the last statuses in the log.
             keeps: whether to remember at all times, because the upstream may send again what it sent before
                 a restart, or only while it is being watched.
-            size: how many marks are kept.
+            size: how many marks are kept; for a moment a quarter more.
         """
         self.suppressed = 0
         self._keeps = keeps
-        self._size_bytes = size * MARK_BYTES
-        self._marks = bytearray(marks)
-        self._seen: set[bytes] | None = None
+        self._part_bytes = -(-size // _PARTS) * MARK_BYTES
+        starts = range(0, len(marks), self._part_bytes) or [0]
+        parts = (bytearray(marks[at : at + self._part_bytes]) for at in starts)
+        self._marks = deque(parts, maxlen=_PARTS + 1)  # oldest first; the last has room
+        self._seen: deque[set[bytes]] | None = None  # the same, to look them up
         self._until: float | None = None
 
     @property
@@ -66,7 +76,7 @@ class Window:
         """Look for repetitions from now on, until `settle` and the time after it."""
         self._until = None
         if self._seen is None:
-            self._seen = set(_each(self._marks))
+            self._seen = deque(map(set, map(_each, self._marks)), maxlen=_PARTS + 1)
 
     def settle(self, now: float) -> None:
         """Take note that the only connection lives: soon it brings nothing again."""
@@ -86,28 +96,31 @@ class Window:
             return items, b""
         each = list(map(xxh3_64_digest, map(content, items)))
         if self._seen is not None:
-            items, each = self._unseen(items, each, now)
+            items, each = self._unseen(self._seen, items, each, now)
         marks = b"".join(each)
-        self._marks += marks
-        if len(self._marks) > 2 * self._size_bytes:
-            del self._marks[: -self._size_bytes]
+        self._marks[-1] += marks
+        if len(self._marks[-1]) >= self._part_bytes:
+            self._marks.append(bytearray())
             if self._seen is not None:
-                self._seen = set(_each(self._marks))
+                self._seen.append(set())
         return items, marks if self._keeps else b""
 
-    def _unseen(self, items: Sequence[_T], each: list[bytes], now: float) -> tuple[Sequence[_T], list[bytes]]:
-        assert self._seen is not None
+    def _unseen(
+        self, seen: deque[set[bytes]], items: Sequence[_T], each: list[bytes], now: float
+    ) -> tuple[Sequence[_T], list[bytes]]:
         new = set(each)
-        if len(new) == len(each) and self._seen.isdisjoint(new):  # by far the most often
-            self._seen |= new
+        if len(new) == len(each) and all(map(new.isdisjoint, seen)):  # by far the most often
+            seen[-1] |= new
             return items, each
+        known = set[bytes]().union(*map(new.intersection, seen))
         kept: list[_T] = []
         marks: list[bytes] = []
         for item, mark in zip(items, each, strict=True):
-            if mark not in self._seen:
-                self._seen.add(mark)
+            if mark not in known:
+                known.add(mark)
                 kept.append(item)
                 marks.append(mark)
+        seen[-1].update(marks)
         if repeated := len(items) - len(kept):
             self.suppressed += repeated
             if self._until is not None:
@@ -118,7 +131,8 @@ class Window:
         self._seen = self._until = None
         if not self._keeps:
             self._marks.clear()
+            self._marks.append(bytearray())
 
 
-def _each(marks: bytes | bytearray) -> list[bytes]:
-    return [bytes(marks[at : at + MARK_BYTES]) for at in range(0, len(marks), MARK_BYTES)]
+def _each(marks: bytearray) -> Iterator[bytes]:
+    return (mark for (mark,) in iter_unpack(f"{MARK_BYTES}s", marks))

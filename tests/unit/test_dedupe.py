@@ -31,6 +31,10 @@ def fresh(window: Window, *bodies: int, now: float = 0.0) -> list[int]:
     return out
 
 
+def remembered(window: Window) -> int:
+    return sum(map(len, window._marks)) // MARK_BYTES
+
+
 class Stream(RuleBasedStateMachine):
     """One stream's window against a list of all that ever went out."""
 
@@ -79,8 +83,8 @@ class Stream(RuleBasedStateMachine):
         assert marked == (marks(*out) if self.keeps else b"")
 
     def _judge(self, bodies: list[int], out: list[int]) -> None:
-        """The last `size` are recognised for certain; older ones may be, for as long again."""
-        surely, perhaps = self.known[-self.size :], self.known[-2 * self.size - 8 :]
+        """The last `size` are recognised for certain; older ones may be, within the five parts of a window."""
+        surely, perhaps = self.known[-self.size :], self.known[-5 * (self.size // 4 + 1 + 8) :]
         rest, seen = list(out), set[int]()
         for body in bodies:
             goes_out = bool(rest) and rest[0] == body
@@ -102,14 +106,14 @@ class Stream(RuleBasedStateMachine):
 TestStream = Stream.TestCase
 
 
-@given(st.lists(st.lists(st.integers(0, 200), max_size=30), max_size=30), st.integers(1, 10))
-def test_memory_is_bounded_however_long_is_looked_for(chunks, size):
+@given(st.integers(1, 400), st.integers(1, 30))
+def test_memory_is_bounded_however_long_is_looked_for(size, chunk):
     window = Window(keeps=False, size=size)
     window.watch()
-    for chunk in chunks:
-        fresh(window, *chunk)
-        assert len(window._marks) <= 2 * size * MARK_BYTES
-        assert len(window._seen or ()) <= 2 * size
+    for at in range(0, 3 * size, chunk):
+        fresh(window, *range(at, at + chunk))
+        assert min(at, size) <= remembered(window) <= 1.25 * size + 5 * chunk
+        assert sum(map(len, window._seen or ())) == remembered(window)
 
 
 def test_a_repetition_is_dropped_and_an_update_goes_out():
@@ -142,7 +146,7 @@ def test_what_cannot_come_again_costs_nothing():
     some = statuses(1, 2, 2)
     assert window.fresh(some, 0.0) == (some, b"")
     assert window.fresh(some, 0.0)[0] is some
-    assert not window._marks
+    assert remembered(window) == 0
     window.watch()
     assert fresh(window, 1) == [1], "it was not watched when it came"
 
@@ -189,11 +193,12 @@ def test_a_window_recognises_as_many_as_it_says():
         fresh(window, *range(at, at + 100))
     window.watch()
     assert fresh(window, *range(9 * size, 10 * size)) == []
-    assert len(window._marks) <= 2 * size * MARK_BYTES
+    assert remembered(window) <= 1.25 * size + 100
 
 
 def test_the_usual_window_is_some_minutes_of_a_fast_stream():
-    assert Window(keeps=True)._size_bytes == WINDOW * MARK_BYTES
+    window = Window(bytes(WINDOW * MARK_BYTES), keeps=True)
+    assert remembered(window) == WINDOW
     assert WINDOW / 1000 > 500
 
 
