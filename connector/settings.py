@@ -321,7 +321,7 @@ class DeliverySettings(Group):
     """Shortest time between two transactions, in seconds: what latency is traded for fewer commits. 0.01 by
     default; without transactions 0.002."""
 
-    outbox_bytes: Annotated[int, Field(ge=1 << 20)] = 32 << 20
+    outbox_bytes: Annotated[int, Field(ge=1 << 20)] = 24 << 20
     """While more than this waits to be written, the readers that fill it pause. It counts what small
     statuses weigh in memory, so it bounds their number too."""
 

@@ -151,7 +151,11 @@ class Upstream:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request, whose body, if any, is short."""
-        head = await reader.readuntil(b"\r\n\r\n")
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:  # who was told to stop before he asked
+            writer.close()
+            return
         asked = urlsplit(head.split(b" ")[1].decode())
         query = {name: values[0] for name, values in parse_qs(asked.query).items()}
         coding = query.get("coding", "")

@@ -83,7 +83,7 @@ class Stream(RuleBasedStateMachine):
         assert marked == (marks(*out) if self.keeps else b"")
 
     def _judge(self, bodies: list[int], out: list[int]) -> None:
-        """The last `size` are recognised for certain; older ones may be, within the five parts of a window."""
+        """The last `size` are recognised for certain; older ones may be, within its five parts."""
         surely, perhaps = self.known[-self.size :], self.known[-5 * (self.size // 4 + 1 + 8) :]
         rest, seen = list(out), set[int]()
         for body in bodies:
