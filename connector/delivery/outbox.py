@@ -84,6 +84,7 @@ class Outbox:
         self._entries: deque[Entry] = deque()
         self._size_bytes = 0
         self._held: Counter[StreamId | None] = Counter()  # bytes, by whose they are
+        self._room: dict[StreamId, asyncio.Event] = {}  # of those that wait for it
         self._filled = asyncio.Event()
         self._closed = False
         self._unsettled: Counter[Tenure] = Counter()
@@ -116,8 +117,7 @@ class Outbox:
     async def room(self, stream: StreamId) -> None:
         """Return when *stream* may be read on."""
         while self.is_full(stream):
-            self._settled.clear()
-            await self._settled.wait()
+            await self._room.setdefault(stream, asyncio.Event()).wait()
 
     async def written(self, tenure: Tenure) -> None:
         """Return when all entries put under *tenure* are settled."""
@@ -177,6 +177,8 @@ class Outbox:
                 del self._held[entry.stream]
         self._unsettled.subtract(entry.tenure for entry in entries)
         self._settled.set()
+        for stream in [one for one in self._room if not self.is_full(one)]:  # hundreds wait on a full one
+            self._room.pop(stream).set()
 
     def put_back(self, entries: Sequence[Entry]) -> None:
         """Return entries that are not in the log to the front, in order."""

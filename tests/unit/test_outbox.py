@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import types
+from collections.abc import Coroutine, Generator
 
 import pytest
 from hypothesis import given
@@ -112,6 +113,39 @@ async def test_one_stream_may_use_all_of_it_and_keeps_no_other_out():
     assert outbox.size_bytes > outbox.capacity_bytes
     await ends(room)
     assert outbox.is_full("b"), "the fuller one waits on"
+
+
+async def test_who_has_no_room_yet_sleeps_on():
+    """Hundreds wait when Kafka is slow: to wake all of them for each batch is most of what they cost."""
+    outbox, pauses = Outbox(10 * ENTRY_BYTES), [0] * 10
+
+    @types.coroutine
+    def room(number: int) -> Generator[object, None, None]:
+        for future in outbox.room(f"stream-{number}").__await__():
+            pauses[number] += 1
+            yield future
+
+    for name in range(30):
+        outbox.put(entry(name, stream=f"stream-{name % 10}"))
+    waiting = [await waits(room(number)) for number in range(10)]
+    for _ in range(19):
+        outbox.settle(outbox.take(1))
+        await asyncio.sleep(0)
+    assert sum(task.done() for task in waiting) == 9, "they have no more than their share by now"
+    outbox.settle(outbox.take(1))
+    await ends(waiting[-1])
+    assert pauses == [1] * 10
+    await asyncio.gather(*waiting)
+
+
+async def test_two_connections_of_one_stream_wait_for_the_same_room():
+    outbox = Outbox(ENTRY_BYTES)
+    outbox.put(entry(1))
+    outbox.put(entry(2))
+    first, second = [await waits(outbox.room("tech")) for _ in range(2)]
+    first.cancel()
+    outbox.settle(outbox.take(1))
+    await ends(second)
 
 
 async def test_what_belongs_to_no_stream_has_its_share_too():
