@@ -45,6 +45,12 @@ _UNMARKED_S = 20.0
 _UNMARKED = "~unmarked"
 """Key of the record that leads a missing marker to a partition of the positions; it has no value."""
 
+_REFUSED = frozenset({KafkaError._INCONSISTENT, KafkaError.TOPIC_AUTHORIZATION_FAILED})  # noqa: SLF001
+"""Records were not delivered. The first is all that a call knows of it: reports say why.
+
+A right that is missing is told of by name at first, and as the first is in later attempts.
+"""
+
 
 @dataclass(slots=True, kw_only=True)
 class Transactions:
@@ -109,12 +115,11 @@ class Transactions:
         try:
             self._write(batch)
         except KafkaException as failed:
-            if failed.args[0].code() == KafkaError._INCONSISTENT:  # noqa: SLF001
-                # All that the call knows is that records were not delivered; their reports say why. Where one
-                # is refused others are near: reports are asked for from now on.
+            if (code := failed.args[0].code()) in _REFUSED:
+                # Where records are refused once others are near: reports are asked for from now on.
                 self._asks_why = True
-                if self._undelivered:
-                    raise KafkaException(self._undelivered[0]) from failed
+            if code == KafkaError._INCONSISTENT and self._undelivered:  # noqa: SLF001
+                raise KafkaException(self._undelivered[0]) from failed
             raise
 
     def _write(self, batch: Batch) -> None:
