@@ -17,14 +17,13 @@ import harness
 import rig
 from confluent_kafka import Producer
 from rig import Measured
-from scenarios import BIG, Bench, Row
+from scenarios import BIG, KEEP_ALIVE_S, Bench, Row
 
 STREAMS = 1000
 REPLICAS = ("one", "two", "three")
 
 _PATIENCE_S = 120.0
-_IDLE_S = 30.0
-_HEARTBEAT_S = 20
+_IDLE_S = 2 * KEEP_ALIVE_S
 
 
 class _Idle(NamedTuple):
@@ -128,7 +127,7 @@ class _Group:
 
 def replicas(bench: Bench, streams: int = STREAMS) -> Iterator[Row]:
     """What a thousand idle streams cost three replicas, and how long they take to share them out anew."""
-    idle = f"heartbeat={_HEARTBEAT_S}"
+    idle = f"heartbeat={KEEP_ALIVE_S:g}"
     with _group(bench, idle, 1, REPLICAS[:1]) as alone:
         alone.settled_s(time.monotonic())
         harness.pace(3)

@@ -70,6 +70,13 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+def cpu_share(pid: int, seconds: float) -> float:
+    """Return how much of a core a process takes in the next *seconds*."""
+    before, began_at = cpu_s(pid), time.monotonic()
+    harness.pace(seconds)
+    return (cpu_s(pid) - before) / (time.monotonic() - began_at)
+
+
 def resident_kb(pid: int) -> int:
     """Return the memory that a process holds."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()

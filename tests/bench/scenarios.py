@@ -24,6 +24,7 @@ BIG, SMALL = 2200, 90
 RATE = 1000
 
 WARM_S = 30.0
+KEEP_ALIVE_S = 20.0
 SETTLE_S = 4.0
 """How long the paced streams run before their latency counts."""
 
@@ -252,22 +253,26 @@ def memory(bench: Bench) -> Iterator[Row]:
 
 
 def idle_streams(bench: Bench, streams: int = 500) -> Iterator[Row]:
-    """What a stream costs that brings nothing but keep-alives, every 20 s."""
-    used: dict[int, tuple[float, float]] = {}
+    """What a stream costs that brings nothing but keep-alives.
+
+    They come to all at once, as all connected at once: what counts is a whole number of their intervals.
+    """
+    resident: list[int] = []
+    shares: list[list[float]] = []
     for count in (1, streams + 1):
-        with Connector(bench.bootstrap, f"{bench.url}/?heartbeat=20", streams=count) as connector:
+        url = f"{bench.url}/?heartbeat={KEEP_ALIVE_S:g}"
+        with Connector(bench.bootstrap, url, streams=count) as connector:
             connector.wait_until_live()
-            harness.pace(3 + 2 * (count > 1))
-            before, began_at = rig.cpu_s(connector.pid), time.monotonic()
-            harness.pace(max(10.0, 2 * bench.seconds))
-            share = (rig.cpu_s(connector.pid) - before) / (time.monotonic() - began_at)
-            used[count] = rig.resident_kb(connector.pid), 100 * share
-    (one_kb, one_share), (all_kb, all_share) = used[1], used[streams + 1]
+            harness.pace(KEEP_ALIVE_S / 2)
+            shares.append([100 * rig.cpu_share(connector.pid, KEEP_ALIVE_S) for _ in range(bench.rounds)])
+            resident.append(rig.resident_kb(connector.pid))
     bench.figures["idle streams"] = {
-        str(count): {"kB": kb, "core %": share} for count, (kb, share) in used.items()
+        str(count): {"kB": kb, "core %": each}
+        for count, kb, each in zip((1, streams + 1), resident, shares, strict=True)
     }
-    yield Row("memory per idle stream", (all_kb - one_kb) / streams, 100, "kB", at_most=True)
-    yield Row("CPU per idle stream", (all_share - one_share) / streams, 0.01, "% of a core", at_most=True)
+    more = [(all_ - one) / streams for one, all_ in zip(*shares, strict=True)]
+    yield Row("memory per idle stream", (resident[1] - resident[0]) / streams, 100, "kB", at_most=True)
+    yield _row("CPU per idle stream", more, 0.01, "% of a core", at_most=True)
 
 
 def growth(bench: Bench, counts: Iterable[int] = (1, 10, 100, 500)) -> Iterator[Row]:
