@@ -24,7 +24,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from urllib.parse import parse_qs, urlsplit
 
 import uvloop
@@ -46,29 +46,34 @@ def _text(chance: random.Random, characters: int) -> str:
     return "".join(chance.choice("abcdefghij klmnop qrstuv é😀") for _ in range(characters))
 
 
+def _word(chance: random.Random, characters: int) -> str:
+    return "".join(chance.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=characters))
+
+
 def _post(number: int, chance: random.Random) -> dict[str, object]:
-    """Return a status of about 2,200 bytes, as Twitter's were."""
+    """Return a status of about 2,200 bytes, as Twitter's were; it compresses no better than theirs did."""
+    word = partial(_word, chance)
     user = {
         "id": chance.getrandbits(60),
         "id_str": str(chance.getrandbits(60)),
-        "name": "n" * 12,
-        "screen_name": "s" * 10,
+        "name": word(12),
+        "screen_name": word(10),
         "location": "Somewhere",
-        "description": "d" * 120,
+        "description": word(120),
         "followers_count": 10,
         "friends_count": 20,
         "created_at": "Thu Apr 06 15:24:15 +0000 2017",
-        "profile_image_url": "http://x/" + "p" * 60,
-        "profile_banner_url": "http://x/" + "b" * 60,
+        "profile_image_url": "http://x/" + word(60),
+        "profile_banner_url": "http://x/" + word(60),
         "verified": False,
         "lang": "en",
     }
     text = _text(chance, 140)
     quoted = {"id": number, "id_str": str(number), "text": text, "user": user}
     entities = {
-        "hashtags": [{"text": "x" * 8, "indices": [1, 2]}],
-        "urls": [{"url": "u" * 23, "expanded_url": "e" * 60, "display_url": "d" * 20, "indices": [1, 2]}],
-        "user_mentions": [{"screen_name": "m" * 8, "name": "n" * 8, "id": 1, "indices": [0, 9]}],
+        "hashtags": [{"text": word(8), "indices": [1, 2]}],
+        "urls": [{"url": word(23), "expanded_url": word(60), "display_url": word(20), "indices": [1, 2]}],
+        "user_mentions": [{"screen_name": word(8), "name": word(8), "id": 1, "indices": [0, 9]}],
     }
     return {
         "created_at": "Thu Apr 06 15:24:15 +0000 2017",
