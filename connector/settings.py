@@ -259,7 +259,7 @@ class KafkaSettings(Group):
     """
 
     client: dict[str, str | int | float | bool] = Field(default={}, repr=False)  # may hold secrets
-    """Further librdkafka properties, e.g. ``security.protocol``."""
+    """Further librdkafka properties, e.g. ``security.protocol``, or another ``compression.type`` than lz4."""
 
     password: SecretStr | None = None
     """Becomes ``sasl.password``."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import threading
 import uuid
 from pathlib import Path
+from random import Random
 
 from confluent_kafka import Producer
 from confluent_kafka.admin import (
@@ -22,8 +24,9 @@ COPY_BYTES = 64 * 1024
 
 
 def status(number: int, size: int = 1000) -> bytes:
-    """Return a status of about that size."""
-    return b'{"id_str":"%d","text":"%s"}' % (number, b"x" * size)
+    """Return a status of about that size, which compression does not make shorter."""
+    text = base64.b64encode(Random(number).randbytes(size * 3 // 4))
+    return b'{"id_str":"%d","text":"%s"}' % (number, text)
 
 
 def test_statuses_above_a_limit_that_was_lowered_become_dead_letters(kafka: Kafka, tmp_path: Path) -> None:

@@ -58,3 +58,15 @@ def test_no_batch_is_longer_than_a_record_may_be(longest, batch):
     assert (made["message.max.bytes"], made["batch.size"]) == (longest, batch)
     assert made["bootstrap.servers"] == "k:9092"
     assert made["partitioner"] == "murmur2_random"
+
+
+def test_what_is_only_a_matter_of_speed_can_be_set():
+    assert properties({}, 10**6)["compression.type"] == "lz4"
+    given = {"compression.type": "zstd", "linger.ms": 50}
+    assert given.items() <= properties(given, 10**6).items()
+
+
+def test_the_property_s_other_name_counts_too():
+    """The later of two names wins in librdkafka, so what is given has to stand behind what is ours."""
+    made = list(properties({"compression.codec": "none"}, 10**6))
+    assert made.index("compression.type") < made.index("compression.codec")
