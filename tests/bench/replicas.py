@@ -17,13 +17,12 @@ import harness
 import rig
 from confluent_kafka import Producer
 from rig import Measured
-from scenarios import BIG, KEEP_ALIVE_S, Bench, Row
+from scenarios import BIG, IDLE_S, KEEP_ALIVE_S, Bench, Row
 
 STREAMS = 1000
 REPLICAS = ("one", "two", "three")
 
 _PATIENCE_S = 120.0
-_IDLE_S = 2 * KEEP_ALIVE_S
 
 
 class _Idle(NamedTuple):
@@ -131,11 +130,11 @@ def replicas(bench: Bench, streams: int = STREAMS) -> Iterator[Row]:
     with _group(bench, idle, 1, REPLICAS[:1]) as alone:
         alone.settled_s(time.monotonic())
         harness.pace(3)
-        (one,) = alone.idle(_IDLE_S)
+        (one,) = alone.idle(IDLE_S)
     with _group(bench, idle, streams, REPLICAS) as group:
         started_s = group.settled_s(time.monotonic())
         harness.pace(5)
-        all_ = group.idle(_IDLE_S)
+        all_ = group.idle(IDLE_S)
         group.longest_pause_s()
         leaving = group.replicas[REPLICAS[-1]]
         began_at = time.monotonic()
