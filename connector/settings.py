@@ -69,9 +69,9 @@ _OWNED = frozenset(
     {
         "bootstrap.servers", "group.id", "group.instance.id", "group.protocol", "transactional.id",
         "enable.auto.commit", "enable.auto.offset.store", "enable.idempotence", "enable.partition.eof",
-        "isolation.level", "auto.offset.reset", "partition.assignment.strategy", "partitioner",
+        "isolation.level", "auto.offset.reset", "partition.assignment.strategy", "partitioner", "acks",
         "session.timeout.ms", "transaction.timeout.ms", "retry.backoff.ms", "message.max.bytes",
-        "sasl.password", "metadata.broker.list", "acks", "request.required.acks",
+        "sasl.password", "metadata.broker.list", "request.required.acks", "metadata.recovery.strategy",
     }
 )  # fmt: skip
 """librdkafka properties that the delivery guarantee depends on, or that have a setting of their own."""
