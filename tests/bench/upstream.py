@@ -97,9 +97,7 @@ def _status(number: int, size: int, chance: random.Random) -> bytes:
     if size < 2200:
         small = {"id_str": _identity(number), "text": "", "user": {"id_str": "1"}}
         bare = len(json.dumps(small, ensure_ascii=False).encode())
-        return json.dumps(
-            {**small, "text": "hello world "[: max(0, size - bare)].ljust(size - bare, "x")}
-        ).encode()
+        return json.dumps({**small, "text": _word(chance, max(0, size - bare))}).encode()
     post = _post(number, chance)
     more = [_post(number, chance) for _ in range(size // 2200 - 1)]
     if more:
