@@ -30,17 +30,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from connector import configfile
 from connector.auth import Auth, NoAuth, SecretFile, reader
 from connector.configfile import Group
 from connector.control import shares
 from connector.delivery.promise import Mode, Promise, promise
+from connector.delivery.transactions import transactional
 from connector.model import Topics
 from connector.stream import dialect
 from connector.stream.dialect import Dialect
@@ -72,6 +69,7 @@ _OWNED = frozenset(
         "isolation.level", "auto.offset.reset", "partition.assignment.strategy", "partitioner", "acks",
         "session.timeout.ms", "transaction.timeout.ms", "retry.backoff.ms", "message.max.bytes",
         "sasl.password", "metadata.broker.list", "request.required.acks", "metadata.recovery.strategy",
+        "batch.size", "queue.buffering.max.messages", "queue.buffering.max.kbytes",
     }
 )  # fmt: skip
 """librdkafka properties that the delivery guarantee depends on, or that have a setting of their own."""
@@ -284,7 +282,7 @@ class KafkaSettings(Group):
         properties = {**self.properties("validated"), "log_level": 0}
         del properties["bootstrap.servers"]  # without it librdkafka validates and stays offline
         try:
-            Producer(properties)
+            Producer(transactional(properties, 1 << 20, "validated"))
         except KafkaException as error:
             raise ValueError(f"client: {error.args[0].str()}") from None
         except (TypeError, AttributeError):  # callbacks and the like, which no file can hold

@@ -16,12 +16,11 @@ CALL_TIMEOUT_S = 5.0
 RETRY_BACKOFF_S = 0.25
 """librdkafka's pause before it sends a request again; well above a healthy commit."""
 
+_LARGEST_BATCH_BYTES = 1_000_000
+
 _DEFAULTS = {
     "compression.type": "lz4",  # of JSON a third is left, for a fifteenth more CPU: docs/adr/0012
     "linger.ms": 5,
-    "batch.size": 1_000_000,
-    "queue.buffering.max.messages": 1_000_000,
-    "queue.buffering.max.kbytes": 1 << 20,
 }
 
 
@@ -33,9 +32,9 @@ def properties(kafka: Mapping[str, object], max_record_bytes: int) -> dict[str, 
         max_record_bytes: the longest record it may accept. No batch is longer either: the broker holds
             batches against the topic's limit, not records.
     """
-    wanted: dict[str, Any] = {**_DEFAULTS, **kafka}
     return {
-        **wanted,
+        **_DEFAULTS,
+        **kafka,
         # Starting over from the bootstrap servers, once no broker is connected, forgets the brokers but not
         # which of them coordinates the group: send_offsets then waits for it without end, whatever its
         # timeout. A new producer starts from there too, and is made after each failure.
@@ -43,7 +42,9 @@ def properties(kafka: Mapping[str, object], max_record_bytes: int) -> dict[str, 
         "retry.backoff.ms": int(RETRY_BACKOFF_S * 1000),
         "partitioner": "murmur2_random",  # the partition Kafka's own clients choose
         "message.max.bytes": max_record_bytes,
-        "batch.size": min(int(wanted["batch.size"]), max_record_bytes),
+        "batch.size": min(_LARGEST_BATCH_BYTES, max_record_bytes),
+        "queue.buffering.max.messages": 1_000_000,
+        "queue.buffering.max.kbytes": 1 << 20,
     }
 
 

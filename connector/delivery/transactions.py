@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -93,11 +94,7 @@ class Transactions:
             KafkaException: Kafka did not answer, or refused; the first may change.
         """
         self._producer = None  # its threads end before the next one's begin
-        wanted = {
-            **properties(self.kafka, self.max_record_bytes),
-            "transactional.id": self.transactional_id,
-            "transaction.timeout.ms": int(_TRANSACTION_TIMEOUT_S * 1000),
-        }
+        wanted = transactional(self.kafka, self.max_record_bytes, self.transactional_id)
         if self._asks_why:
             producer, self._undelivered = make_reporting(wanted)
         else:
@@ -210,6 +207,17 @@ class Transactions:
     def close(self) -> None:
         """Let go of the producer; an open transaction is left to its successor."""
         self._producer = None
+
+
+def transactional(
+    kafka: Mapping[str, object], max_record_bytes: int, transactional_id: str
+) -> dict[str, Any]:
+    """Return the properties of a transactional producer; librdkafka bears less in one than in others."""
+    return {
+        **properties(kafka, max_record_bytes),
+        "transactional.id": transactional_id,
+        "transaction.timeout.ms": int(_TRANSACTION_TIMEOUT_S * 1000),
+    }
 
 
 def author(metadata: str | None) -> str:

@@ -280,12 +280,28 @@ def test_the_guarantee_depends_on_these():
 
 @pytest.mark.parametrize(
     "client",
-    [{"security.protocol": "smoke"}, {"linger.ms": "soon"}, {"linger.ms": -5}, {"lingre.ms": 5}, {"": "x"}],
+    [
+        {"security.protocol": "smoke"},
+        {"linger.ms": "soon"},
+        {"linger.ms": -5},
+        {"lingre.ms": 5},
+        {"": "x"},
+    ],
 )
 def test_what_librdkafka_does_not_know_is_told_in_its_words(config, client):
     (line,) = told(config(with_kafka(client=client)))
     assert line.startswith("kafka.client: ")
     assert "onfiguration property" in line
+
+
+@pytest.mark.parametrize(
+    "client",
+    [{"linger.ms": 20_000}, {"delivery.timeout.ms": 600_000}, {"max.in.flight": 10}, {"retries": 0}],
+)
+def test_what_a_transactional_producer_does_not_bear_is_told(config, client):
+    (line,) = told(config(with_kafka(client=client)))
+    assert line.startswith("kafka.client: Failed to create producer: `")
+    assert " must be " in line
 
 
 def test_further_properties_reach_librdkafka(config):
